@@ -1,0 +1,1253 @@
+// Echomux proves a TCP path end to end: it connects within a time limit, sends data, reads it back
+// from an echo server, compares every byte, and says in one line and one exit status what happened.
+//
+//	echomux                                  the demo: both ends in one loop, every step shown
+//	echomux [flags] HOST PORT [MESSAGE ...]  prove the path, with standard input if no MESSAGE
+//	echomux -serve [HOST] PORT               be the echo server
+//
+// On the wire: a socket in non-blocking mode connects once, then writes until the kernel refuses
+// bytes and reads whatever is back, both directions at once; when all is back it half-closes, waits
+// for the peer's FIN and closes. One goroutine does it, in one loop around one poller. Three others
+// help and decide nothing: one blocks in name resolution, one in reading standard input, one waits
+// for signals; each puts its result into the loop's mailbox and wakes the poller.
+//
+// Reading order: run, loop, conn (the client), ring and input, listener and echo (the server), the
+// command line, the report, and the contract of the seam at the end; then one poller_<os>.go, which
+// spells it in one kernel's words. Left out on purpose: TLS, UDP, proxies, edge triggering.
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"net/netip"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Exit statuses.
+const (
+	exitOK             = iota // every connection did its whole job
+	exitExchange              // reset, closed early, a byte differs, more came back than was sent
+	exitUsage                 // the command line
+	exitConnect               // no such name, refused, unreachable, connected to itself
+	exitConnectTimeout        // name resolution included
+	exitIOTimeout             // silence while the peer owed something
+	exitLocal                 // standard input or output, too many open files
+)
+
+const (
+	ringSize    = 1 << 20                // bytes of standard input kept until they are back, at most
+	chunkSize   = 128 << 10              // bytes of one read, at most
+	minLoan     = 32 << 10               // bytes; a smaller gap in the ring is not worth a read
+	batchSize   = 256                    // events of one wait, at most
+	minTry      = time.Second            // for one address of several, while that much is left
+	drainTime   = 500 * time.Millisecond // for the peer's FIN after ours
+	acceptPause = 100 * time.Millisecond // when accept fails, say for want of descriptors
+	maxWait     = time.Hour
+	never       = time.Duration(math.MaxInt64)
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+
+// run is echomux as a function; it returns the exit status.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	o, err := parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		io.WriteString(stdout, usage)
+		return exitOK
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "echomux: %v (echomux -h shows the usage)\n", err)
+		return exitUsage
+	}
+	p, err := newPoller()
+	if err != nil {
+		fmt.Fprintf(stderr, "echomux: %v\n", err)
+		return exitLocal
+	}
+	start := time.Now()
+	l := newLoop(o, p, system{}, func() time.Duration { return time.Since(start) })
+	l.stdout, l.stderr, l.lookup = stdout, stderr, resolve
+	l.startInput = func(in *input) { go in.readAll(stdin) }
+	defer l.catchSignals()()
+	l.run()
+	l.close()
+	return l.report()
+}
+
+// catchSignals makes the first SIGINT or SIGTERM end the loop and the second one the program, at
+// once. One that was ignored at start (nohup, a shell's background job) stays ignored.
+func (l *loop) catchSignals() (stop func()) {
+	signal.Ignore(sigPipe) // a closed standard output is an error to report, not a silent death
+	caught := make(chan os.Signal, 2)
+	status := map[os.Signal]int{os.Interrupt: 130, sigTerm: 143}
+	for s := range status {
+		if !signal.Ignored(s) {
+			signal.Notify(caught, s)
+		}
+	}
+	go func() {
+		if s, ok := <-caught; ok {
+			l.post(func() { l.jobs, l.interrupted = 0, status[s] })
+		}
+		if s, ok := <-caught; ok {
+			os.Exit(status[s])
+		}
+	}()
+	return func() { signal.Stop(caught); close(caught) }
+}
+
+// ---- The loop ----
+
+// readiness is a set of directions.
+type readiness uint8
+
+const (
+	readable readiness = 1 << iota // read yields bytes, EOF or the error; accept, a connection
+	writable                       // write takes bytes, or connect has finished
+)
+
+// machine is whatever the loop watches: a small state machine around one socket.
+type machine interface {
+	base() *watch
+	interest() readiness     // what this state waits for; pure
+	deadline() time.Duration // on the loop's clock, or never; pure
+	ready(readiness)         // a part of the interest has come
+	expired()                // the deadline has passed
+	close()
+}
+
+// watch is what the loop keeps about a machine.
+type watch struct {
+	*loop
+	name  string // begins its log lines
+	sock  socket
+	armed readiness // the interest that the poller knows
+	born  uint64    // the turn that opened sock
+	index int       // in loop.machines
+	open  bool      // sock is ours to close
+}
+
+func (w *watch) base() *watch            { return w }
+func (w *watch) deadline() time.Duration { return never }
+func (w *watch) expired()                {}
+
+// loop is one run: the platform, the machines, and what they share.
+type loop struct {
+	options
+	poller         poller
+	net            sockets
+	clock          func() time.Duration // monotonic
+	lookup         func(host, family string, left time.Duration) ([]netip.Addr, error)
+	startInput     func(*input)
+	stdout, stderr io.Writer
+
+	now           time.Duration // the clock's last reading
+	turn          uint64        // waits so far
+	events        []event
+	buf           []byte   // all sockets are read into this one
+	spare         [][]byte // its stand-ins, see echo
+	machines      []machine
+	watched       map[socket]machine
+	known         int           // machines that the poller knows
+	earliest      time.Duration // no deadline is before this
+	jobs          int           // unfinished: connections, or -serve
+	loans         int           // goroutines that will post
+	interrupted   int           // exit status of the signal
+	addrs         []netip.Addr  // of HOST
+	connectBy     time.Duration
+	tally, served tally // the client's connections and the server's
+
+	mu         sync.Mutex // guards the mailbox, all that goroutines share
+	mail, read []func()
+	closed     bool
+}
+
+func newLoop(o options, p poller, net sockets, clock func() time.Duration) *loop {
+	return &loop{options: o, poller: p, net: net, clock: clock, now: clock(), earliest: never, jobs: o.n,
+		events: make([]event, batchSize), buf: make([]byte, chunkSize), watched: make(map[socket]machine)}
+}
+
+// run starts the first machines and turns until every job is done. A turn waits once, serves each
+// socket that the poller named, lets pass the deadlines that have, and delivers the mail.
+func (l *loop) run() {
+	l.connectBy = l.after(l.connectTimeout)
+	if l.serve || l.demo {
+		l.resolve(l.listenAll)
+	}
+	if !l.serve && l.jobs > 0 {
+		l.resolve(l.connectAll)
+	}
+	for l.deliver(); l.jobs > 0; l.deliver() {
+		if l.known == 0 && l.loans == 0 && l.earliest == never {
+			panic("echomux: nothing is watched, lent or due, and the run is not over")
+		}
+		l.turn++
+		n, err := l.poller.wait(l.events, l.waitMs())
+		if err != nil {
+			l.abort(exitLocal, err)
+		}
+		l.now = l.clock()
+		for _, ev := range l.events[:n] {
+			// An earlier event of the batch may have closed the socket, and the kernel may have
+			// given its number to a new one, to which nothing can have happened yet.
+			m := l.watched[ev.socket]
+			if m == nil || m.base().born == l.turn || ev.ready&m.base().armed == 0 {
+				continue
+			}
+			m.ready(ev.ready & m.base().armed)
+			l.settle(m)
+		}
+		if l.now >= l.earliest {
+			l.expire()
+		}
+	}
+}
+
+// abort ends the run: what is unfinished has failed.
+func (l *loop) abort(status int, err error) {
+	l.tally.fail(status, err, l.jobs)
+	l.jobs = 0
+}
+
+// after is the deadline d from now; it saturates.
+func (l *loop) after(d time.Duration) time.Duration { return l.now + min(d, never-l.now) }
+
+// waitMs is the time to the earliest deadline in milliseconds, -1 without one. It is rounded up: a
+// wait that ended just before the deadline would be followed by many of 0 ms.
+func (l *loop) waitMs() int {
+	if l.earliest == never {
+		return -1
+	}
+	return int((min(max(0, l.earliest-l.now), maxWait) + time.Millisecond - 1) / time.Millisecond)
+}
+
+// settle makes the poller and the earliest deadline agree with m's state, and is alone in that. What
+// has no interest is out of the poller, or its hang-up would be reported for ever.
+func (l *loop) settle(m machine) {
+	w := m.base()
+	if !w.open {
+		return
+	}
+	l.earliest = min(l.earliest, m.deadline())
+	was, want := w.armed, m.interest()
+	if want == was {
+		return
+	}
+	var err error
+	switch w.armed = want; {
+	case was == 0:
+		l.known++
+		err = l.poller.add(w.sock, want)
+	case want == 0:
+		l.known--
+		err = l.poller.remove(w.sock)
+	default:
+		err = l.poller.modify(w.sock, want)
+	}
+	if err != nil {
+		l.abort(exitLocal, err)
+	}
+	w.logf("watching for %s", [...]string{"nothing", "read only", "write only", "read and write"}[want])
+}
+
+// expire serves the deadlines that have passed and finds the earliest of the others: O(N), but
+// rare, since moving bytes move the deadlines away.
+func (l *loop) expire() {
+	l.earliest = never
+	for i := len(l.machines) - 1; i >= 0; i-- { // backwards: close moves the last one into a gap
+		m := l.machines[i]
+		if m.deadline() <= l.now {
+			m.expired()
+		}
+		l.settle(m)
+	}
+}
+
+// watch begins with m's socket s; close ends it.
+func (l *loop) watch(m machine, s socket) {
+	w := m.base()
+	w.sock, w.open, w.born, w.index = s, true, l.turn, len(l.machines)
+	l.machines, l.watched[s] = append(l.machines, m), m
+}
+
+// close takes the socket out of the poller and closes it, in this order: closed, its number can be
+// another's. Neither failure matters, the descriptor is gone either way (close(2)).
+func (w *watch) close() {
+	if !w.open {
+		return
+	}
+	if w.armed != 0 {
+		w.known--
+		w.poller.remove(w.sock)
+	}
+	w.net.close(w.sock)
+	w.open, w.armed = false, 0
+	delete(w.watched, w.sock)
+	last := len(w.machines) - 1
+	w.machines[last].base().index = w.index
+	w.machines[w.index], w.machines[last] = w.machines[last], nil
+	w.machines = w.machines[:last]
+	w.logf("closed")
+}
+
+// post has the loop call f, soon. Any goroutine may post, even after the loop's end.
+func (l *loop) post(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closed {
+		l.mail = append(l.mail, f)
+		l.poller.wake()
+	}
+}
+
+func (l *loop) deliver() {
+	l.mu.Lock()
+	l.mail, l.read = l.read[:0], l.mail
+	l.mu.Unlock()
+	for _, f := range l.read {
+		f()
+	}
+}
+
+// close ends what is left of an interrupted run, then the poller.
+func (l *loop) close() {
+	for len(l.machines) > 0 {
+		l.machines[len(l.machines)-1].close()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	l.poller.close()
+}
+
+// logf writes a line of -v. On a hot path its arguments would allocate: see logData.
+func (w *watch) logf(format string, args ...any) {
+	if w.verbose {
+		fmt.Fprintf(w.stderr, "[echomux (%d)] %s%s\n", os.Getpid(), w.name, fmt.Sprintf(format, args...))
+	}
+}
+
+func (w *watch) logData(what string, p []byte) {
+	if w.verbose {
+		w.logf("%s: %s", what, quoted(p))
+	}
+}
+
+// resolve calls then with the addresses of HOST, at once for a literal, else when a goroutine has
+// them. The seam bounds that by the time left.
+func (l *loop) resolve(then func([]netip.Addr)) {
+	log := &watch{loop: l}
+	answer := func(addrs []netip.Addr, err error) {
+		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
+			return l.family != "ip" && a.Unmap().Is4() != (l.family == "ip4")
+		})
+		switch {
+		case err == errTimedOut:
+			l.abort(exitConnectTimeout, fmt.Errorf("lookup %s: %w after %v", printable(l.host), err, l.connectTimeout))
+		case err != nil:
+			l.abort(exitConnect, fmt.Errorf("lookup %s: %w", printable(l.host), err))
+		case len(addrs) == 0:
+			l.abort(exitConnect, fmt.Errorf("lookup %s: no address of that family", printable(l.host)))
+		default:
+			log.logf("resolved %s to %v", printable(l.host), addrs)
+			then(addrs)
+		}
+	}
+	if l.serve && l.host == "*" {
+		answer([]netip.Addr{netip.IPv6Unspecified(), netip.IPv4Unspecified()}, nil)
+	} else if a, err := netip.ParseAddr(l.host); err == nil {
+		answer([]netip.Addr{a}, nil)
+	} else {
+		l.loans++
+		left := l.connectBy - l.now
+		go func() {
+			addrs, err := l.lookup(l.host, l.family, left)
+			l.post(func() { l.loans--; answer(addrs, err) })
+		}()
+	}
+}
+
+// ---- The client ----
+
+type state uint8
+
+const (
+	connecting state = iota
+	exchanging
+	closing // all is back; draining to the peer's FIN
+	over
+)
+
+// conn is one connection of the client. goal, sent and returned are offsets into its stream.
+type conn struct {
+	watch
+	state  state
+	peer   netip.AddrPort
+	tried  int           // addresses, so far
+	causes error         // of those that failed
+	status int           // of the failure furthest along
+	since  time.Duration // connect was called; then: it was answered
+	by     time.Duration // deadline of connecting and closing
+
+	data     ring
+	in       *input // nil: the MESSAGEs
+	goal     int64  // there to be sent
+	sent     int64  // taken by the kernel
+	returned int64  // back and identical; with -until eof, received
+	last     bool   // nothing will follow goal
+	blocked  bool   // the kernel refused bytes
+	finSent  bool
+	broken   error // ended sending before its time
+
+	owing   bool
+	moved   time.Duration // the idle clock's start: bytes moved, or the debt began
+	round   int64         // rounds begun
+	inRound bool
+	began   time.Duration // the round's first byte was tried
+	due     time.Duration // of the next round
+}
+
+// interest: writing is tried before it is waited for, so writable means that the kernel refused.
+func (c *conn) interest() readiness {
+	if c.state == connecting {
+		return writable
+	} else if c.state == exchanging && c.blocked {
+		return readable | writable
+	}
+	return readable
+}
+
+// owed: does the peer owe us something? Only then is its silence a failure.
+func (c *conn) owed() bool {
+	return c.blocked || c.finSent || c.broken != nil || c.until == "echo" && c.returned < c.sent
+}
+
+func (c *conn) deadline() time.Duration {
+	if c.state != exchanging {
+		return c.by
+	} else if c.owed() {
+		return c.moved + min(c.ioTimeout, never-c.moved)
+	}
+	return c.due
+}
+
+func (c *conn) ready(r readiness) {
+	switch c.state {
+	case connecting:
+		c.connectNext(c.connected())
+	case exchanging:
+		if r&readable != 0 { // first: data can precede the reset that a write would run into
+			c.receive()
+		}
+		if r&writable != 0 && c.state == exchanging {
+			c.blocked = false
+			c.send()
+		}
+		c.advance()
+	case closing:
+		c.drain()
+	}
+}
+
+func (c *conn) expired() {
+	if c.state == exchanging && !c.owed() {
+		c.startRound()
+		c.advance()
+		return
+	}
+	c.ready(c.interest()) // once more: this process may have been stopped, not the peer
+	switch {
+	case c.state == over || c.deadline() > c.now:
+	case c.state == connecting:
+		c.connectNext(fmt.Errorf("%w after %v", errTimedOut, (c.by - c.since).Round(time.Millisecond)))
+	case c.state == exchanging:
+		c.fail("read", fmt.Errorf("%w after %v of silence (%d of %d bytes)", errTimedOut, c.ioTimeout, c.returned, c.goal))
+	default:
+		c.finish(exitOK, nil) // the job was done before
+	}
+}
+
+// connectAll starts every connection.
+func (l *loop) connectAll(addrs []netip.Addr) {
+	l.addrs = addrs
+	for i := range l.n {
+		c := &conn{watch: watch{loop: l}, due: never}
+		if l.n > 1 && l.verbose {
+			c.name = fmt.Sprintf("#%d ", i+1)
+		}
+		c.connectNext(c.connect())
+		l.settle(c)
+		if l.tally.status == exitLocal { // out of descriptors, and so would be the rest
+			l.tally.fail(exitLocal, c.causes, l.n-1-i)
+			l.jobs -= l.n - 1 - i
+			return
+		}
+	}
+}
+
+// connect makes a socket for the next address and connects it, once, without blocking. What
+// SO_SNDTIMEO does for a blocking connect on Linux alone (socket(7)) is here a wait for
+// writability with a deadline. Each address gets its share of the time that is left.
+func (c *conn) connect() error {
+	c.now = c.clock()
+	left := max(0, c.connectBy-c.now)
+	share := min(left, max(minTry, left/time.Duration(len(c.addrs)-c.tried)))
+	c.since, c.by = c.now, c.now+share
+	c.peer = netip.AddrPortFrom(c.addrs[c.tried].Unmap(), c.port) // ::ffff:192.0.2.1 is IPv4
+	c.tried++
+	if left == 0 {
+		return fmt.Errorf("%w before its turn", errTimedOut)
+	}
+	s, err := c.net.openSocket(c.peer)
+	if err != nil {
+		return err
+	}
+	c.loop.watch(c, s)
+	c.logf("socket for %v", c.peer)
+	if err = c.net.setNonblock(s); err != nil {
+		return err
+	}
+	c.logf("switch to non-blocking mode")
+	if err = c.net.connect(s, c.peer); err == nil {
+		return c.connected()
+	} else if err == errWouldBlock {
+		c.logf("connect pending")
+	}
+	return err
+}
+
+// connected asks how connect ended; nil means that the exchange has begun.
+func (c *conn) connected() error {
+	local, peer, err := c.net.connectResult(c.sock)
+	if err == nil && local == peer {
+		// Without a listener, a connect whose ephemeral port is the port it asks for meets itself
+		// (RFC 9293 section 3.5, simultaneous open): a perfect, false echo.
+		return errSelfConnect
+	}
+	if err != nil && err != errReset {
+		return err
+	}
+	c.now = c.clock()
+	c.tally.connect.add(c.now - c.since)
+	c.tally.places = append(c.tally.places[:0], c.peer)
+	c.state, c.since, c.moved = exchanging, c.now, c.now
+	c.logf("connected %v to %v", local, c.peer)
+	switch {
+	case err == errReset:
+		// Only what was connected can be reset: try no other address, read what came before.
+		c.broken = described("connect", c.peer, err)
+	case c.until == "connect":
+		c.finish(exitOK, nil)
+	case c.block == nil:
+		c.data, c.in = make(ring, ringSize), &input{conn: c, lend: make(chan []byte, 1)}
+		c.startInput(c.in)
+	default:
+		c.data = c.block
+		c.startRound()
+	}
+	c.advance()
+	return nil
+}
+
+// connectNext goes on to the next address while err says that the one before has failed. When all
+// have, the one furthest along decides: refused, then timed out, then unreachable.
+func (c *conn) connectNext(err error) {
+	for ; err != nil && err != errWouldBlock; err = c.connect() {
+		c.watch.close()
+		cause := described("connect", c.peer, err)
+		c.logf("%v", cause)
+		if c.causes == nil {
+			c.causes = cause
+		} else {
+			c.causes = fmt.Errorf("%w; %w", c.causes, cause)
+		}
+		switch {
+		case errors.Is(err, errTooManyFiles):
+			c.finish(exitLocal, c.causes)
+			return
+		case c.tried < len(c.addrs):
+			continue
+		case errors.Is(c.causes, errTimedOut) && !errors.Is(c.causes, errRefused):
+			c.finish(exitConnectTimeout, c.causes)
+		default:
+			c.finish(exitConnect, c.causes)
+		}
+		return
+	}
+}
+
+// startRound makes one more copy of the MESSAGEs due, and tries to send it.
+func (c *conn) startRound() {
+	c.round++
+	c.inRound, c.last = true, c.round == c.count
+	c.goal += int64(len(c.data))
+	c.began, c.due = c.now, c.after(c.every)
+	c.send()
+}
+
+// send writes until nothing is left or the kernel refuses bytes. A short count is a refusal: the
+// next write would only be told EAGAIN.
+func (c *conn) send() {
+	for c.sent < c.goal && !c.blocked && c.broken == nil {
+		p := c.data.piece(c.sent, c.goal)
+		n, err := c.net.write(c.sock, p)
+		if err != nil && err != errWouldBlock {
+			c.broken = described("write", c.peer, err) // replies may still be readable
+			c.logf("%v", c.broken)
+			return
+		}
+		c.blocked = n < len(p)
+		if n > 0 {
+			c.sent += int64(n)
+			c.now = c.clock()
+			c.moved = c.now
+			c.logData("sent", p[:n])
+		}
+	}
+}
+
+// receive reads once; level triggering reports what is left. Only a read of 0 bytes is EOF.
+func (c *conn) receive() {
+	n, err := c.net.read(c.sock, c.buf)
+	switch {
+	case err == errWouldBlock:
+	case err == io.EOF && c.until == "eof" && c.sent == c.goal && c.broken == nil:
+		c.done()
+	case err == io.EOF:
+		c.fail("read", fmt.Errorf("closed early (%d of %d bytes)", c.returned, c.goal))
+	case err != nil:
+		c.fail("read", err)
+	default:
+		c.accept(c.buf[:n])
+	}
+}
+
+// accept verifies the bytes p and hands the right ones on.
+func (c *conn) accept(p []byte) {
+	good, wrong := c.verify(p)
+	c.returned += int64(good)
+	c.logData("recv", p)
+	if c.n == 1 && good > 0 {
+		if _, err := c.stdout.Write(p[:good]); err != nil {
+			c.finish(exitLocal, fmt.Errorf("standard output: %w", err))
+			return
+		}
+	}
+	c.now = c.clock() // a slow reader of our output is no silence of the peer
+	c.moved = c.now
+	if wrong != nil {
+		c.finish(exitExchange, described("read", c.peer, wrong))
+	}
+}
+
+// verify counts the bytes of p that are the next ones due and says what is wrong with the first
+// that is not.
+func (c *conn) verify(p []byte) (good int, wrong error) {
+	if c.until != "echo" {
+		return len(p), nil
+	}
+	for good < len(p) && wrong == nil {
+		at := c.returned + int64(good)
+		if at == c.sent {
+			return good, fmt.Errorf("more came back than was sent: byte %d is %#02x: is this an echo server?", at, p[good])
+		}
+		want := c.data.piece(at, c.sent)
+		got := p[good:min(len(p), good+len(want))]
+		n := len(got)
+		if !bytes.Equal(got, want[:n]) { // this is what runs at memory speed
+			for n = 0; got[n] == want[n]; n++ {
+			}
+			wrong = fmt.Errorf("byte %d differs: sent %#02x, came back %#02x: is this an echo server?",
+				at+int64(n), want[n], got[n])
+		}
+		good += n
+	}
+	return good, wrong
+}
+
+// advance takes the steps that the bytes moved have made possible.
+func (c *conn) advance() {
+	if c.state != exchanging {
+		return
+	}
+	switch {
+	case c.until == "eof":
+		if c.last && c.sent == c.goal && !c.finSent && c.broken == nil {
+			c.finSent = true
+			c.halfClose()
+		}
+	case c.returned == c.goal:
+		if c.inRound {
+			c.roundDone()
+		}
+		if c.last {
+			c.done()
+			return
+		}
+		if c.due <= c.now {
+			c.startRound()
+		}
+	}
+	if owing := c.owed(); owing != c.owing {
+		c.owing, c.moved = owing, c.now
+	}
+	c.lendInput()
+}
+
+func (c *conn) roundDone() {
+	c.inRound = false
+	c.tally.rtt.add(c.now - c.began)
+	if c.every > 0 && !c.quiet {
+		fmt.Fprintf(c.stderr, "echomux: %v %sround=%d rtt_ms=%s\n", c.peer, c.name, c.round, ms(c.now-c.began))
+	}
+}
+
+func (c *conn) halfClose() {
+	c.logf("shutdown: all %d bytes are sent", c.sent)
+	if err := c.net.closeWrite(c.sock); err != nil {
+		c.broken = described("shutdown", c.peer, err)
+	}
+}
+
+// done ends the exchange. After an echo the peer's FIN is awaited for a moment: closing with bytes
+// unread would reset the peer, and a byte that comes now is one too many.
+func (c *conn) done() {
+	c.tally.exchange.add(c.now - c.since)
+	if c.until == "eof" {
+		c.finish(exitOK, nil)
+		return
+	}
+	c.halfClose()
+	c.state, c.by = closing, c.after(drainTime)
+}
+
+func (c *conn) drain() {
+	n, err := c.net.read(c.sock, c.buf)
+	if n > 0 {
+		_, wrong := c.verify(c.buf[:n])
+		c.finish(exitExchange, described("read", c.peer, wrong))
+	} else if err != errWouldBlock { // EOF, or a failure too late to matter
+		c.logf("drained")
+		c.finish(exitOK, nil)
+	}
+}
+
+// fail ends the connection with its first failure: a broken write before what followed from it.
+func (c *conn) fail(op string, err error) {
+	if err = described(op, c.peer, err); c.broken != nil {
+		err = c.broken
+	}
+	if errors.Is(err, errTimedOut) {
+		c.finish(exitIOTimeout, err)
+	} else {
+		c.finish(exitExchange, err)
+	}
+}
+
+// finish counts the connection and ends it.
+func (c *conn) finish(status int, err error) {
+	c.close()
+	c.jobs--
+	if err == nil {
+		c.tally.ok++
+	} else {
+		c.tally.fail(status, err, 1)
+	}
+}
+
+func (c *conn) close() {
+	c.state = over
+	c.tally.sent += c.sent
+	c.tally.returned += c.returned
+	if c.in != nil {
+		close(c.in.lend)
+	}
+	c.watch.close()
+}
+
+// ---- Data ----
+
+// ring holds a stream of bytes by offset modulo its length. Standard input passes through one; the
+// MESSAGEs are one that is always full, read anew by each round of each connection.
+type ring []byte
+
+// piece is the longest contiguous part of the stream from offset from, up to to.
+func (r ring) piece(from, to int64) []byte {
+	i := from % int64(len(r))
+	return r[i:min(int64(len(r)), i+to-from)]
+}
+
+// input is standard input on its way into a connection's ring. A goroutine reads it, because files
+// and consoles cannot be polled everywhere, and O_NONBLOCK would stay behind in the user's shell.
+// n and err are the goroutine's while a slice is lent, else the loop's.
+type input struct {
+	conn *conn
+	lend chan []byte
+	lent bool
+	n    int
+	err  error
+}
+
+// readAll fills each slice it is lent with one read.
+func (in *input) readAll(r io.Reader) {
+	deliver := in.deliver // made once: it is an allocation
+	for p := range in.lend {
+		in.n, in.err = r.Read(p)
+		in.conn.post(deliver)
+	}
+}
+
+// lendInput lends the ring's next gap; a full ring stops the reader, so memory stays constant.
+func (c *conn) lendInput() {
+	if c.in == nil || c.in.lent || c.last || c.broken != nil {
+		return
+	}
+	kept := c.returned
+	if c.until == "eof" {
+		kept = c.sent
+	}
+	p := c.data.piece(c.goal, kept+ringSize)
+	if len(p) >= minLoan || len(p) > 0 && (c.goal+int64(len(p)))%ringSize == 0 {
+		c.in.lent = true
+		c.loans++
+		c.in.lend <- p[:min(len(p), chunkSize)]
+	}
+}
+
+// deliver takes a slice back.
+func (in *input) deliver() {
+	c := in.conn
+	in.lent = false
+	c.loans--
+	if c.state != exchanging {
+		return
+	}
+	c.goal += int64(in.n)
+	if c.last = in.err == io.EOF; in.err != nil && !c.last {
+		c.finish(exitLocal, fmt.Errorf("standard input: %w", in.err))
+		return
+	}
+	c.send()
+	c.advance()
+	c.settle(c)
+}
+
+// ---- The echo server ----
+
+// listener accepts connections. While accept fails it stays out of the poller for a moment: what
+// waits in its backlog would be reported again at once.
+type listener struct {
+	watch
+	addr   netip.AddrPort
+	paused time.Duration // until then; never: it is not
+}
+
+func (s *listener) deadline() time.Duration { return s.paused }
+func (s *listener) expired()                { s.paused = never }
+func (s *listener) interest() readiness {
+	if s.paused != never {
+		return 0
+	}
+	return readable
+}
+
+func (s *listener) ready(readiness) {
+	for range batchSize {
+		sock, peer, err := s.net.accept(s.sock)
+		switch err {
+		case nil:
+			e := &echo{watch: watch{loop: s.loop, name: s.name}, peer: peer}
+			s.loop.watch(e, sock)
+			s.settle(e)
+			e.logf("accepted %v", peer)
+		case errWouldBlock:
+			return
+		case errReset: // it left while it waited in the backlog
+		default:
+			s.paused = s.after(acceptPause)
+			if !s.quiet {
+				fmt.Fprintf(s.stderr, "echomux: %v: pausing\n", described("accept", s.addr, err))
+			}
+			return
+		}
+	}
+}
+
+// listenAll starts a listener on each address. One that this kernel lacks, say IPv6, is passed over
+// while another can be served.
+func (l *loop) listenAll(addrs []netip.Addr) {
+	for i, a := range addrs {
+		s := &listener{watch: watch{loop: l, name: "server: "}, paused: never}
+		at := netip.AddrPortFrom(a, l.port)
+		sock, bound, err := l.net.listen(at)
+		if err == errNoAddress && (len(l.served.places) > 0 || i+1 < len(addrs)) {
+			continue
+		} else if err != nil {
+			l.abort(exitLocal, described("listen", at, err))
+			return
+		}
+		s.addr = bound
+		l.watch(s, sock)
+		l.settle(s)
+		s.logf("listening on %v", bound)
+		l.served.places = append(l.served.places, bound)
+	}
+	if l.demo {
+		l.port = l.served.places[0].Port()
+	}
+}
+
+// echo is one accepted connection. It reads only when all that it has read is written, so a client
+// that stops reading stops only itself. Bytes that the kernel refused stay in the buffer they were
+// read into, and the loop reads into another one until they are gone: nothing is copied, and an
+// idle connection holds no buffer.
+type echo struct {
+	watch
+	peer    netip.AddrPort
+	pending []byte // read, not yet written
+	kept    []byte // the buffer that holds pending
+}
+
+func (e *echo) interest() readiness {
+	if len(e.pending) > 0 {
+		return writable
+	}
+	return readable
+}
+
+func (e *echo) ready(readiness) {
+	op, n, err := "read", 0, error(nil)
+	if len(e.pending) == 0 {
+		n, err = e.net.read(e.sock, e.buf)
+		e.pending = e.buf[:n]
+		e.served.sent += int64(n)
+		e.logData("recv", e.pending)
+	}
+	if len(e.pending) > 0 {
+		op = "write"
+		n, err = e.net.write(e.sock, e.pending)
+		e.logData("sent", e.pending[:n])
+		e.pending = e.pending[n:]
+		e.served.returned += int64(n)
+	}
+	switch {
+	case err == io.EOF: // the good end
+		e.served.ok++
+		e.close()
+	case err != nil && err != errWouldBlock:
+		e.served.fail(exitExchange, described(op, e.peer, err), 1)
+		e.close()
+	case len(e.pending) == 0:
+		e.release()
+	case e.kept == nil:
+		e.kept, e.buf = e.buf, nil
+		if last := len(e.spare) - 1; last >= 0 {
+			e.buf, e.spare = e.spare[last], e.spare[:last]
+		} else {
+			e.buf = make([]byte, chunkSize)
+		}
+	}
+}
+
+func (e *echo) release() {
+	if e.kept != nil && len(e.spare) < 8 { // more would be the collector's
+		e.spare = append(e.spare, e.kept)
+	}
+	e.kept, e.pending = nil, nil
+}
+
+func (e *echo) close() {
+	e.release()
+	e.watch.close()
+}
+
+// ---- The command line ----
+
+// options are the command line, checked.
+type options struct {
+	connectTimeout, ioTimeout, every time.Duration
+	until, family, host              string // family: ip, ip4 or ip6, the words of package net
+	n                                int
+	count                            int64
+	verbose, quiet, serve, demo      bool
+	port                             uint16
+	block                            []byte // the MESSAGEs; nil: standard input
+}
+
+const usage = `usage: echomux                              the demo, both ends in one loop
+       echomux [flags] HOST PORT [MESSAGE ...]
+       echomux -serve [HOST] PORT           be the echo server
+
+Sends each MESSAGE with a newline, or else standard input; all of it has to come back.
+
+  -connect-timeout 3.5s  from name to connection, all addresses together
+  -io-timeout 5.5s       longest silence while the peer owes something
+  -until echo            when the job is done: connect, as soon as there is a connection;
+                         echo, every byte came back; eof, half-close and read to the end
+  -n 1                   connections at once, each with the same MESSAGEs
+  -count 1               rounds of the MESSAGEs on each connection; 0: until Ctrl-C
+  -every 0s              a round starts no sooner than this after the one before
+  -4, -6                 one address family
+  -v, -q                 log every step; print only failures
+
+exit status: 0 every connection did its whole job; 1 the exchange went wrong; 2 usage;
+3 not connected; 4 connect timeout; 5 I/O timeout; 6 local failure; 130, 143 interrupted
+`
+
+// parse checks the command line. Its errors name the word that is wrong.
+func parse(args []string) (options, error) {
+	var o options
+	var four, six bool
+	f := flag.NewFlagSet("echomux", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.DurationVar(&o.connectTimeout, "connect-timeout", 3500*time.Millisecond, "")
+	f.DurationVar(&o.ioTimeout, "io-timeout", 5500*time.Millisecond, "")
+	f.DurationVar(&o.every, "every", 0, "")
+	f.StringVar(&o.until, "until", "echo", "")
+	f.IntVar(&o.n, "n", 1, "")
+	f.Int64Var(&o.count, "count", 1, "")
+	f.BoolVar(&four, "4", false, "")
+	f.BoolVar(&six, "6", false, "")
+	f.BoolVar(&o.verbose, "v", false, "")
+	f.BoolVar(&o.quiet, "q", false, "")
+	f.BoolVar(&o.serve, "serve", false, "")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	o.family = map[bool]string{true: "ip", four: "ip4", six: "ip6"}[true]
+	words := f.Args()
+	if o.demo = len(words) == 0 && !o.serve; o.demo {
+		o.verbose = !o.quiet
+		words = []string{map[bool]string{false: "127.0.0.1", true: "::1"}[six], "0", "data1", "data2"}
+	} else if o.serve && len(words) == 1 {
+		words = []string{"*", words[0]}
+	} else if len(words) < 2 {
+		return o, fmt.Errorf("PORT is missing after %q", words)
+	}
+	for _, m := range words[2:] {
+		o.block = append(append(o.block, m...), '\n')
+	}
+	port, err := strconv.ParseUint(words[1], 10, 16)
+	o.host, o.port = words[0], uint16(port)
+	foreign := ""
+	f.Visit(func(f *flag.Flag) {
+		if o.serve && !slices.Contains([]string{"serve", "4", "6", "v", "q", "connect-timeout"}, f.Name) {
+			foreign = f.Name
+		}
+	})
+	for _, check := range []struct {
+		wrong bool
+		text  string
+	}{
+		{o.connectTimeout <= 0, fmt.Sprintf("-connect-timeout %v: must be above zero", o.connectTimeout)},
+		{o.ioTimeout <= 0, fmt.Sprintf("-io-timeout %v: must be above zero", o.ioTimeout)},
+		{o.every < 0, fmt.Sprintf("-every %v: must not be negative", o.every)},
+		{o.n < 1, fmt.Sprintf("-n %d: must be above zero", o.n)},
+		{o.count < 0, fmt.Sprintf("-count %d: must not be negative", o.count)},
+		{!slices.Contains([]string{"connect", "echo", "eof"}, o.until), fmt.Sprintf("-until %q: must be connect, echo or eof", o.until)},
+		{four && six, "-4 and -6 exclude each other"},
+		{o.pings() && o.until != "echo", fmt.Sprintf("-count and -every need -until echo, not %s", o.until)},
+		{o.block == nil && (o.n > 1 && o.until != "connect" || o.pings()), "-n, -count and -every need a MESSAGE: standard input is read once"},
+		{foreign != "", fmt.Sprintf("-%s does not go with -serve", foreign)},
+		{o.serve && len(words) > 2, fmt.Sprintf("-serve takes [HOST] PORT, not %q", words)},
+		{o.host == "", `HOST "" is empty`},
+		{!o.demo && (err != nil || port == 0), fmt.Sprintf("PORT %q: must be a number from 1 to 65535", words[1])},
+	} {
+		if check.wrong {
+			return o, errors.New(check.text)
+		}
+	}
+	return o, nil
+}
+
+// pings says whether the run is made of rounds.
+func (o *options) pings() bool { return o.count != 1 || o.every > 0 }
+
+// ---- The report ----
+
+// tally is what connections came to.
+type tally struct {
+	ok, failed, status     int // status: of the first failure in time
+	places                 []netip.AddrPort
+	sent, returned         int64
+	connect, exchange, rtt spread
+	causes                 []string
+	times                  map[string]int // of each cause
+}
+
+func (t *tally) fail(status int, err error, n int) {
+	if n == 0 {
+		return
+	}
+	if t.failed == 0 {
+		t.status, t.times = status, make(map[string]int)
+	}
+	cause := err.Error()
+	if t.times[cause] == 0 {
+		t.causes = append(t.causes, cause)
+	}
+	t.failed, t.times[cause] = t.failed+n, t.times[cause]+n
+}
+
+// spread keeps the least, the mean and the most of durations in constant memory.
+type spread struct {
+	n              int64
+	min, max, mean float64 // ns
+}
+
+func (s *spread) add(d time.Duration) {
+	v := float64(d)
+	if s.n++; s.n == 1 {
+		s.min, s.max = v, v
+	}
+	s.min, s.max, s.mean = min(s.min, v), max(s.max, v), s.mean+(v-s.mean)/float64(s.n)
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d)/1e6) }
+
+// report prints the one line that ends a run, and returns the exit status.
+func (l *loop) report() int {
+	t, status := &l.tally, l.tally.status
+	place := fmt.Sprintf("%s:%d", printable(l.host), l.port)
+	if len(t.places) > 0 {
+		place = t.places[0].String()
+	}
+	outcome, all := " ok", l.n > 1 || t.failed == 0
+	if l.interrupted != 0 {
+		status, outcome = l.interrupted, " interrupted"
+	} else if l.n > 1 {
+		outcome = ""
+	}
+	line := place + outcome
+	switch {
+	case status == exitOK && l.quiet:
+		return status
+	case l.serve && t.failed == 0:
+		line = fmt.Sprintf("%v interrupted ok=%d failed=%d open=%d", l.served.places, l.served.ok, l.served.failed, len(l.machines))
+		t, all = &l.served, false
+	case l.n > 1:
+		for _, cause := range t.causes {
+			fmt.Fprintf(l.stderr, "echomux: %s (%d connections)\n", cause, t.times[cause])
+		}
+		line = fmt.Sprintf("%s ok=%d failed=%d", line, t.ok, t.failed)
+	case t.failed > 0 && l.interrupted == 0:
+		line = t.causes[0]
+	}
+	line += fmt.Sprintf(" sent=%d returned=%d", t.sent, t.returned)
+	show := func(name string, s spread, one bool) {
+		if s.n > 0 && one {
+			line += fmt.Sprintf(" %s=%s", name, ms(time.Duration(s.min)))
+		} else if s.n > 0 {
+			line += fmt.Sprintf(" %s=%s/%s/%s", name, ms(time.Duration(s.min)), ms(time.Duration(s.mean)), ms(time.Duration(s.max)))
+		}
+	}
+	if all {
+		show("connect_ms", t.connect, l.n == 1)
+	}
+	if l.pings() {
+		line += fmt.Sprintf(" rounds=%d", t.rtt.n)
+		show("rtt_ms", t.rtt, false)
+	} else if all {
+		show("exchange_ms", t.exchange, l.n == 1)
+	}
+	fmt.Fprintf(l.stderr, "echomux: %s\n", line)
+	return status
+}
+
+// described puts the operation and the peer before err. A backend that names the system call
+// adds it where that is another word: "connect [::1]:7: socket: permission denied".
+func described(op string, peer netip.AddrPort, err error) error {
+	if call, ok := err.(*os.SyscallError); ok && call.Syscall == op {
+		err = call.Err
+	}
+	return fmt.Errorf("%s %v: %w", op, peer, err)
+}
+
+// quoted renders bytes for a terminal: a quoted string for each line of text, the end left out if
+// it is long.
+func quoted[T string | []byte](p T) (s string) {
+	const most = 60
+	for line := range strings.Lines(string(p[:min(len(p), most)])) {
+		s += " " + strconv.QuoteToASCII(line)
+	}
+	if len(p) > most {
+		s += fmt.Sprintf("... (%d bytes)", len(p))
+	}
+	return strings.TrimPrefix(s, " ")
+}
+
+// printable is quoted without the quotes, for words of the user's.
+func printable(word string) string { return strings.Trim(quoted(word), `"`) }
+
+// ---- The seam ----
+
+// What a poller_<os>.go defines; the assertions at the end list what a new platform lacks. All is
+// level-triggered, because that is what all kernels can do.
+
+// socket is a descriptor or, on Windows, a SOCKET.
+type socket uintptr
+
+// event says that a socket is ready. One batch may hold two events for the same socket.
+type event struct {
+	socket socket
+	ready  readiness
+}
+
+// poller waits for the readiness of many sockets. Errors and hang-ups are folded into the readiness
+// that was asked for: the next read, write or connectResult names the cause.
+type poller interface {
+	add(s socket, want readiness) error // want is never 0
+	modify(s socket, want readiness) error
+	remove(s socket) error // before the socket is closed
+	// wait blocks for at most ms milliseconds, -1: no limit. 0 events and no error mean only "look
+	// at the clock": timeout, signal, wake-up and spurious return look alike. It consumes a wake-up.
+	wait(events []event, ms int) (int, error)
+	wake() // from any goroutine, until close
+	close() error
+}
+
+// sockets are TCP sockets that never block. A failure is one of the errors below or the system's
+// own, as an os.SyscallError.
+type sockets interface {
+	// openSocket makes a socket of to's family, still blocking, with TCP_NODELAY and SO_OOBINLINE
+	// (urgent data would leave the stream).
+	openSocket(to netip.AddrPort) (socket, error)
+	setNonblock(s socket) error
+	connect(s socket, to netip.AddrPort) error                      // once; errWouldBlock: pending
+	connectResult(s socket) (local, peer netip.AddrPort, err error) // errWouldBlock: still pending
+	read(s socket, p []byte) (n int, err error)                     // n > 0, io.EOF or an error
+	write(s socket, p []byte) (n int, err error)                    // n < len(p) is normal
+	closeWrite(s socket) error                                      // sends the FIN
+	close(s socket) error
+	listen(at netip.AddrPort) (s socket, bound netip.AddrPort, err error)
+	accept(s socket) (socket, netip.AddrPort, error) // non-blocking, with openSocket's options
+}
+
+// The errors that change the loop's course come bare, so their texts are the same everywhere;
+// errTooManyFiles comes wrapped, with the limit.
+var (
+	errWouldBlock   = errors.New("would block") // not now; never shown
+	errReset        = errors.New("connection reset by peer")
+	errRefused      = errors.New("connection refused")
+	errTimedOut     = errors.New("timed out")
+	errNoAddress    = errors.New("cannot assign requested address")
+	errTooManyFiles = errors.New("too many open files")
+	errSelfConnect  = fmt.Errorf("%w (connected to itself)", errRefused)
+)
+
+var (
+	_ sockets                                                             = system{}
+	_ func() (poller, error)                                              = newPoller
+	_ func(host, family string, left time.Duration) ([]netip.Addr, error) = resolve // bounded by left
+	_ [2]os.Signal                                                        = [2]os.Signal{sigTerm, sigPipe}
+)
