@@ -1,0 +1,341 @@
+// The seam in macOS's words: kqueue(2) with an EVFILT_USER to wake it, BSD sockets. Names come from
+// the system, through package net; every program here links libSystem anyway.
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// kqueue is the poller: one kqueue and the user event in it.
+type kqueue struct {
+	kq     int
+	events []unix.Kevent_t
+}
+
+func newPoller() (poller, error) {
+	kq, err := unix.Kqueue()
+	if err != nil {
+		return nil, fault("kqueue", err)
+	}
+	unix.CloseOnExec(kq)
+	p := &kqueue{kq: kq}
+	// EV_CLEAR: to be reported once is to be consumed, so wait has nothing to read.
+	return p, p.change(filter(0, unix.EVFILT_USER, unix.EV_ADD|unix.EV_CLEAR))
+}
+
+func (p *kqueue) add(s socket, want readiness) error    { return p.set(s, want, 0) }
+func (p *kqueue) modify(s socket, want readiness) error { return p.set(s, want, ^want) }
+func (p *kqueue) remove(s socket) error                 { return p.set(s, 0, readable|writable) }
+
+// set adds the filters of want and deletes those of unwanted. A socket has two filters, not one
+// with a mask: their names are negative numbers, which OR-ed would name a third filter. To add one
+// that is there changes nothing.
+func (p *kqueue) set(s socket, want, unwanted readiness) error {
+	var changes [2]unix.Kevent_t
+	n := 0
+	for i, of := range [...]int{unix.EVFILT_READ, unix.EVFILT_WRITE} {
+		if want&(readable<<i) != 0 {
+			changes[n] = filter(s, of, unix.EV_ADD)
+			n++
+		} else if unwanted&(readable<<i) != 0 {
+			changes[n] = filter(s, of, unix.EV_DELETE)
+			n++
+		}
+	}
+	return p.change(changes[:n]...)
+}
+
+// filter is a change of one filter. EV_RECEIPT asks for an answer to it, success included, and
+// keeps kevent from returning events that only wait may take.
+func filter(s socket, of, flags int) (ev unix.Kevent_t) {
+	unix.SetKevent(&ev, int(s), of, flags|unix.EV_RECEIPT)
+	return ev
+}
+
+// change makes all changes in one call. Its receipts take the places of the changes: EV_ERROR with
+// an error number in data, 0 for success.
+func (p *kqueue) change(changes ...unix.Kevent_t) error {
+	n, err := unix.Kevent(p.kq, changes, changes, nil)
+	if err != nil {
+		return fault("kevent", err)
+	}
+	for i := range changes[:n] {
+		receipt := &changes[i]
+		errno := unix.Errno(receipt.Data)
+		if errno == 0 || errno == unix.ENOENT {
+			continue // ENOENT: to be deleted, and never added; set does not remember which are in
+		}
+		return fault("kevent", errno)
+	}
+	return nil
+}
+
+// wait: kevent(2). EINTR is a spurious return: the Go runtime signals its threads.
+func (p *kqueue) wait(events []event, ms int) (int, error) {
+	if len(p.events) < len(events) {
+		p.events = make([]unix.Kevent_t, len(events))
+	}
+	var timeout *unix.Timespec // nil: no limit
+	if ms >= 0 {
+		t := unix.NsecToTimespec(int64(ms) * int64(time.Millisecond))
+		timeout = &t
+	}
+	n, err := unix.Kevent(p.kq, nil, p.events[:len(events)], timeout)
+	if err != nil {
+		if err == unix.EINTR {
+			err = nil
+		}
+		return 0, fault("kevent", err)
+	}
+	found := 0
+	for i := range p.events[:n] {
+		if ev := &p.events[i]; ev.Filter != unix.EVFILT_USER {
+			events[found] = event{socket(ev.Ident), folded(ev)}
+			found++
+		}
+	}
+	return found, nil
+}
+
+// folded is the readiness of an event: the filter alone tells. EV_EOF comes with the filter that it
+// concerns, fflags then holding the socket's error, say why connect failed; the next call on the
+// socket names it. EV_ERROR is about a list of changes, and wait passes none.
+func folded(ev *unix.Kevent_t) readiness {
+	if ev.Filter == unix.EVFILT_WRITE {
+		return writable
+	}
+	return readable
+}
+
+// wake triggers the user event. It cannot fail while the kqueue is open; triggered twice before
+// wait looks, it is reported once.
+func (p *kqueue) wake() {
+	trigger := filter(0, unix.EVFILT_USER, 0)
+	trigger.Fflags = unix.NOTE_TRIGGER
+	p.change(trigger)
+}
+
+func (p *kqueue) close() error { return fault("close", unix.Close(p.kq)) }
+
+// ---- Names ----
+
+var errNoName = errors.New("no such name")
+
+// resolve finds the addresses of host within left: as the system does, which knows more sources
+// than hosts(5) and resolver(5) tell. IPv4 comes from it in IPv6's clothes.
+func resolve(host, family string, left time.Duration) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), left)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, family, host)
+	for i, a := range addrs {
+		addrs[i] = a.Unmap()
+	}
+	if e, ok := errors.AsType[*net.DNSError](err); ok && e.IsTimeout {
+		return nil, errTimedOut
+	} else if ok && e.IsNotFound {
+		return nil, errNoName
+	}
+	return addrs, err
+}
+
+// interfaceIndex: if_nametoindex(3).
+func interfaceIndex(name string) (int, error) {
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		return 0, unix.ENXIO
+	}
+	return ifi.Index, nil
+}
+
+// What sockets need that Linux does otherwise.
+const (
+	cloexec = 0 // there is no SOCK_CLOEXEC, and echomux starts no program that could inherit
+	sigTerm = unix.SIGTERM
+	sigPipe = unix.SIGPIPE
+)
+
+// acceptNonblock is accept(2): an accepted socket inherits O_NONBLOCK here.
+func acceptNonblock(fd int) (int, unix.Sockaddr, error) {
+	return unix.Accept(fd)
+}
+
+// ---- Sockets: from here on the same in poller_linux.go and poller_darwin.go; a test compares ----
+
+// system is the sockets of this kernel.
+type system struct{}
+
+// fault turns an error number into what the loop acts on, or names the call that it came from.
+func fault(call string, err error) error {
+	switch err {
+	case nil:
+		return nil
+	case unix.EAGAIN, unix.EINTR: // the Go runtime signals its own threads
+		return errWouldBlock
+	case unix.ECONNRESET, unix.EPIPE, unix.EPROTOTYPE, unix.ECONNABORTED: // EPROTOTYPE: XNU's write, mid-reset
+		return errReset
+	case unix.ECONNREFUSED:
+		return errRefused
+	case unix.ETIMEDOUT:
+		return errTimedOut
+	case unix.EADDRNOTAVAIL, unix.EAFNOSUPPORT:
+		return errNoAddress
+	case unix.EMFILE:
+		var limit unix.Rlimit // Go has raised the soft limit to the hard one at start
+		unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+		return fmt.Errorf("%w (the limit is %d)", errTooManyFiles, limit.Cur)
+	case unix.ENFILE:
+		return fmt.Errorf("%w in the system", errTooManyFiles)
+	}
+	return os.NewSyscallError(call, err)
+}
+
+func domain(a netip.AddrPort) int {
+	if a.Addr().Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// sockaddr needs the number of a zone, which can be an interface's name, RFC 4007 section 11.
+func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
+	}
+	zone, err := strconv.Atoi(cmp.Or(a.Addr().Zone(), "0"))
+	if err != nil {
+		zone, err = interfaceIndex(a.Addr().Zone())
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(zone)}, err
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		ip := netip.AddrFrom16(sa.Addr)
+		if sa.ZoneId != 0 {
+			ip = ip.WithZone(strconv.Itoa(int(sa.ZoneId)))
+		}
+		return netip.AddrPortFrom(ip, uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+func (system) openSocket(to netip.AddrPort) (socket, error) {
+	fd, err := unix.Socket(domain(to), unix.SOCK_STREAM|cloexec, unix.IPPROTO_TCP)
+	if err != nil {
+		return 0, fault("socket", err)
+	}
+	// tcp(7), socket(7). Neither can fail on a TCP socket, and neither is worth giving up for.
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+	return socket(fd), nil
+}
+
+func (system) setNonblock(s socket) error { return fault("fcntl", unix.SetNonblock(int(s), true)) }
+
+// connect: EAGAIN is not "not now" here, but "no local port is free", connect(2).
+func (system) connect(s socket, to netip.AddrPort) error {
+	sa, err := sockaddr(to)
+	if err == nil {
+		err = unix.Connect(int(s), sa)
+	}
+	switch err {
+	case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
+		return errWouldBlock
+	case unix.EAGAIN:
+		return os.NewSyscallError("connect", err)
+	}
+	return fault("connect", err)
+}
+
+// connectResult: SO_ERROR is cleared by being read. 0 can also mean that connect is still at it,
+// and then there is no peer yet.
+func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
+	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && errno != 0 {
+		err = unix.Errno(errno)
+	}
+	if err != nil {
+		return local, peer, fault("connect", err)
+	}
+	to, err := unix.Getpeername(int(s))
+	if err == unix.ENOTCONN || err == unix.EINVAL { // EINVAL: macOS
+		return local, peer, errWouldBlock
+	} else if err != nil {
+		return local, peer, fault("getpeername", err)
+	}
+	from, err := unix.Getsockname(int(s))
+	return addrPort(from), addrPort(to), fault("getsockname", err)
+}
+
+func (system) read(s socket, p []byte) (int, error) {
+	n, err := unix.Read(int(s), p)
+	if n > 0 {
+		return n, nil
+	} else if err == nil {
+		return 0, io.EOF
+	}
+	return 0, fault("read", err)
+}
+
+func (system) write(s socket, p []byte) (int, error) {
+	n, err := unix.Write(int(s), p)
+	return max(0, n), fault("write", err)
+}
+
+// closeWrite: ENOTCONN says that the peer's reset was faster.
+func (system) closeWrite(s socket) error {
+	err := unix.Shutdown(int(s), unix.SHUT_WR)
+	if err == unix.ENOTCONN {
+		return nil
+	}
+	return fault("shutdown", err)
+}
+
+func (system) close(s socket) error { return fault("close", unix.Close(int(s))) }
+
+// listen: accepted sockets inherit the options set here (UNIX Network Programming, section 7.4).
+// The backlog is what a kernel's 16 bits hold; it cuts it down to its own limit.
+func (k system) listen(at netip.AddrPort) (s socket, bound netip.AddrPort, err error) {
+	if s, err = k.openSocket(at); err != nil {
+		return s, bound, err
+	}
+	fd := int(s)
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) // TIME_WAIT is no obstacle
+	if at.Addr().Is6() {
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1) // IPv4 has its own listener
+	}
+	sa, err := sockaddr(at)
+	for _, step := range []func() error{
+		func() error { return err },
+		func() error { return unix.Bind(fd, sa) },
+		func() error { return unix.Listen(fd, 1<<16-1) },
+		func() error { return unix.SetNonblock(fd, true) },
+		func() error { sa, err = unix.Getsockname(fd); return err },
+	} {
+		if err := step(); err != nil {
+			unix.Close(fd)
+			return 0, bound, fault("listen", err)
+		}
+	}
+	return s, addrPort(sa), nil
+}
+
+func (system) accept(s socket) (socket, netip.AddrPort, error) {
+	fd, sa, err := acceptNonblock(int(s))
+	return socket(fd), addrPort(sa), fault("accept", err)
+}
