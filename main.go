@@ -412,6 +412,14 @@ func (c *conn) owed() bool {
 	return c.blocked || c.finSent || c.broken != nil || c.until == "echo" && c.returned < c.sent
 }
 
+// settled is the offset before which nothing is needed any more.
+func (c *conn) settled() int64 {
+	if c.until == "echo" {
+		return c.returned
+	}
+	return c.sent
+}
+
 func (c *conn) deadline() time.Duration {
 	switch {
 	case c.state != exchanging:
@@ -449,7 +457,7 @@ func (c *conn) expired() {
 	case c.state == connecting:
 		c.connectNext(fmt.Errorf("%w after %v", errTimedOut, (c.by - c.since).Round(time.Millisecond)))
 	case c.state == exchanging:
-		c.fail("read", fmt.Errorf("%w after %v of silence (%d of %d bytes)", errTimedOut, c.ioTimeout, c.returned, c.goal))
+		c.fail("read", fmt.Errorf("%w after %v of silence (%d of %d bytes)", errTimedOut, c.ioTimeout, c.settled(), c.goal))
 	default:
 		c.finish(exitOK, nil) // the job was done before
 	}
@@ -591,7 +599,7 @@ func (c *conn) receive() {
 	case err == io.EOF && c.until == "eof" && c.sent == c.goal && c.broken == nil:
 		c.done()
 	case err == io.EOF:
-		c.fail("read", fmt.Errorf("closed early (%d of %d bytes)", c.returned, c.goal))
+		c.fail("read", fmt.Errorf("closed early (%d of %d bytes)", c.settled(), c.goal))
 	default:
 		c.fail("read", err)
 	}
@@ -763,11 +771,7 @@ func (c *conn) lendInput() {
 	if c.in == nil || c.in.lent || c.last || c.broken != nil {
 		return
 	}
-	kept := c.returned
-	if c.until == "eof" {
-		kept = c.sent
-	}
-	p := c.data.piece(c.goal, kept+ringSize)
+	p := c.data.piece(c.goal, c.settled()+ringSize)
 	if len(p) >= minLoan || len(p) > 0 && (c.goal+int64(len(p)))%ringSize == 0 {
 		c.in.lent = true
 		c.loans++
@@ -799,8 +803,9 @@ func (in *input) deliver() {
 // waits in its backlog would be reported again at once.
 type listener struct {
 	watch
-	addr   netip.AddrPort
-	paused time.Duration // until then; never: it is not
+	addr    netip.AddrPort
+	paused  time.Duration // until then; never: it is not
+	failing bool          // since the last accept that did not
 }
 
 func (s *listener) deadline() time.Duration { return s.paused }
@@ -818,6 +823,7 @@ func (s *listener) ready(readiness) {
 		switch err {
 		case nil:
 			e := &echo{watch: watch{loop: s.loop, name: s.name}, peer: peer}
+			s.failing = false
 			s.loop.watch(e, sock)
 			s.settle(e)
 			e.logf("accepted %v", peer)
@@ -825,8 +831,10 @@ func (s *listener) ready(readiness) {
 			return
 		case errReset: // it left while it waited in the backlog
 		default:
-			s.paused = s.after(acceptPause)
-			fmt.Fprintf(s.stderr, "echomux: %v: pausing\n", described("accept", s.addr, err))
+			if !s.failing { // once, not ten times a second
+				fmt.Fprintf(s.stderr, "echomux: %v\n", described("accept", s.addr, err))
+			}
+			s.paused, s.failing = s.after(acceptPause), true
 			return
 		}
 	}
