@@ -894,7 +894,6 @@ func TestUsage(t *testing.T) {
 		{"-serve @ 7", "HOST"},
 		{"-serve -n 2 7", "-n"},
 		{"-serve -count 2 7", "-count"},
-		{"-serve -until eof 7", "-until"},
 	} {
 		args := strings.Fields(test.args)
 		for i, word := range args {
