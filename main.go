@@ -455,7 +455,7 @@ func (c *conn) expired() {
 	switch {
 	case c.state == over || c.deadline() > c.now:
 	case c.state == connecting:
-		c.connectNext(fmt.Errorf("%w after %v", errTimedOut, (c.by - c.since).Round(time.Millisecond)))
+		c.connectNext(errTimedOut)
 	case c.state == exchanging:
 		c.fail("read", fmt.Errorf("%w after %v of silence (%d of %d bytes)", errTimedOut, c.ioTimeout, c.settled(), c.goal))
 	default:
