@@ -68,8 +68,11 @@ func (o *output) String() string {
 func (o *output) await(t testing.TB, text string, n int) {
 	t.Helper()
 	eventually(t, func() bool { return strings.Count(o.String(), text) >= n },
-		func() string { return fmt.Sprintf("%q did not come %d times, but %q", text, n, o) })
+		func() string { return fmt.Sprintf("%q did not come %d times, but %s", text, n, tail(o.String())) })
 }
+
+// tail is the end of a log, quoted.
+func tail(s string) string { return fmt.Sprintf("%q", s[max(0, len(s)-1000):]) }
 
 func eventually(t testing.TB, ok func() bool, what func() string) {
 	t.Helper()
@@ -104,7 +107,7 @@ func (r *running) end(t testing.TB) result {
 	case status := <-r.status:
 		return result{status, r.stdout.String(), r.stderr.String()}
 	case <-time.After(hang):
-		t.Fatalf("echomux hangs; so far %q", r.stderr)
+		t.Fatalf("echomux hangs; so far %s", tail(r.stderr.String()))
 		panic("unreachable")
 	}
 }
@@ -120,11 +123,11 @@ func echomux(t testing.TB, stdin io.Reader, args ...string) result {
 func (r result) want(t testing.TB, status int, at, pattern string) {
 	t.Helper()
 	if r.status != status {
-		t.Errorf("status %d, want %d: %q", r.status, status, r.stderr)
+		t.Errorf("status %d, want %d: %q", r.status, status, tail(r.stderr))
 	}
 	pattern = strings.NewReplacer("A", regexp.QuoteMeta(at), "N", `\d+\.\d\d`).Replace(pattern)
 	if !regexp.MustCompile(`^` + pattern + `\n$`).MatchString(r.stderr) {
-		t.Errorf("standard error is %q, want %q", r.stderr, pattern)
+		t.Errorf("standard error is %s, want %q", tail(r.stderr), pattern)
 	}
 }
 

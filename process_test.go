@@ -61,7 +61,7 @@ func (p *process) end(t testing.TB) result {
 	case <-p.over:
 		return result{p.ProcessState.ExitCode(), p.stdout.String(), p.stderr.String()}
 	case <-time.After(hang):
-		t.Fatalf("process %d does not end; so far %q", p.Process.Pid, p.stderr)
+		t.Fatalf("process %d does not end; so far %s", p.Process.Pid, tail(p.stderr.String()))
 		panic("unreachable")
 	}
 }
@@ -114,7 +114,7 @@ func startServer(t testing.TB, flags ...string) (p *process, port string) {
 			c.Close()
 		}
 		return err == nil
-	}, func() string { return "the server does not listen: " + p.stderr.String() })
+	}, func() string { return "the server does not listen: " + tail(p.stderr.String()) })
 	return p, port
 }
 
@@ -290,7 +290,7 @@ func TestSecondSignal(t *testing.T) {
 	p.signal(t, syscall.SIGTERM)
 	select {
 	case <-p.over:
-		t.Fatalf("it ended although its output was not taken: %q", p.stderr)
+		t.Fatalf("it ended although its output was not taken: %s", tail(p.stderr.String()))
 	case <-time.After(300 * time.Millisecond):
 	}
 	p.signal(t, syscall.SIGTERM)
