@@ -18,6 +18,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -52,7 +53,6 @@ const (
 	minTry      = time.Second            // for one address of several, while that much is left
 	drainTime   = 500 * time.Millisecond // for the peer's FIN after ours
 	acceptPause = 100 * time.Millisecond // when accept fails, say for want of descriptors
-	maxWait     = time.Hour
 	never       = time.Duration(math.MaxInt64)
 )
 
@@ -64,8 +64,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if errors.Is(err, flag.ErrHelp) {
 		io.WriteString(stdout, usage)
 		return exitOK
-	}
-	if err != nil {
+	} else if err != nil {
 		fmt.Fprintf(stderr, "echomux: %v (echomux -h shows the usage)\n", err)
 		return exitUsage
 	}
@@ -78,7 +77,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	l := newLoop(o, p, system{}, func() time.Duration { return time.Since(start) })
 	l.stdout, l.stderr, l.lookup = stdout, stderr, resolve
 	l.startInput = func(in *input) { go in.readAll(stdin) }
-	defer l.catchSignals()()
+	l.catchSignals()
 	l.run()
 	l.close()
 	return l.report()
@@ -86,24 +85,19 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 
 // catchSignals makes the first SIGINT or SIGTERM end the loop and the second one the program, at
 // once. One that was ignored at start (nohup, a shell's background job) stays ignored.
-func (l *loop) catchSignals() (stop func()) {
+func (l *loop) catchSignals() {
 	signal.Ignore(sigPipe) // a closed standard output is an error to report, not a silent death
-	caught := make(chan os.Signal, 2)
-	status := map[os.Signal]int{os.Interrupt: 130, sigTerm: 143}
+	status, caught := map[os.Signal]int{os.Interrupt: 130, sigTerm: 143}, make(chan os.Signal, 2)
 	for s := range status {
 		if !signal.Ignored(s) {
 			signal.Notify(caught, s)
 		}
 	}
 	go func() {
-		if s, ok := <-caught; ok {
-			l.post(func() { l.jobs, l.interrupted = 0, status[s] })
-		}
-		if s, ok := <-caught; ok {
-			os.Exit(status[s])
-		}
+		s := <-caught
+		l.post(func() { l.jobs, l.interrupted = 0, status[s] })
+		os.Exit(status[<-caught])
 	}()
-	return func() { signal.Stop(caught); close(caught) }
 }
 
 // ---- The loop ----
@@ -129,12 +123,12 @@ type machine interface {
 // watch is what the loop keeps about a machine.
 type watch struct {
 	*loop
-	name  string // begins its log lines
-	sock  socket
+	name  string    // begins its log lines
+	sock  socket    // ours to close while open
 	armed readiness // the interest that the poller knows
-	born  uint64    // the turn that opened sock
-	index int       // in loop.machines
-	open  bool      // sock is ours to close
+	open  bool
+	born  uint64 // the turn that opened sock
+	index int    // in loop.machines
 }
 
 func (w *watch) base() *watch            { return w }
@@ -151,21 +145,18 @@ type loop struct {
 	startInput     func(*input)
 	stdout, stderr io.Writer
 
-	now           time.Duration // the clock's last reading
+	now, earliest time.Duration // the clock's last reading; no deadline is before earliest
 	turn          uint64        // waits so far
 	events        []event
 	buf           []byte   // all sockets are read into this one
 	spare         [][]byte // its stand-ins, see echo
 	machines      []machine
 	watched       map[socket]machine
-	known         int           // machines that the poller knows
-	earliest      time.Duration // no deadline is before this
-	jobs          int           // unfinished: connections, or -serve
-	loans         int           // goroutines that will post
-	interrupted   int           // exit status of the signal
-	addrs         []netip.Addr  // of HOST
+	jobs, loans   int          // unfinished connections, or -serve; goroutines that will post
+	interrupted   int          // exit status of the signal
+	addrs         []netip.Addr // of HOST
 	connectBy     time.Duration
-	tally, served tally // the client's connections and the server's
+	tally, served tally // the client's connections; the server's
 
 	mu         sync.Mutex // guards the mailbox, all that goroutines share
 	mail, read []func()
@@ -188,14 +179,12 @@ func (l *loop) run() {
 		l.resolve(l.connectAll)
 	}
 	for l.deliver(); l.jobs > 0; l.deliver() {
-		if l.known == 0 && l.loans == 0 && l.earliest == never {
+		if len(l.watched) == 0 && l.loans == 0 && l.earliest == never {
 			panic("echomux: nothing is watched, lent or due, and the run is not over")
 		}
 		l.turn++
 		n, err := l.poller.wait(l.events, l.waitMs())
-		if err != nil {
-			l.abort(exitLocal, err)
-		}
+		l.check(err)
 		l.now = l.clock()
 		for _, ev := range l.events[:n] {
 			// An earlier event of the batch may have closed the socket, and the kernel may have
@@ -213,10 +202,16 @@ func (l *loop) run() {
 	}
 }
 
-// abort ends the run: what is unfinished has failed.
+// abort ends the run: what is unfinished has failed. check does so if the poller did.
 func (l *loop) abort(status int, err error) {
 	l.tally.fail(status, err, l.jobs)
 	l.jobs = 0
+}
+
+func (l *loop) check(err error) {
+	if err != nil {
+		l.abort(exitLocal, err)
+	}
 }
 
 // after is the deadline d from now; it saturates.
@@ -228,7 +223,7 @@ func (l *loop) waitMs() int {
 	if l.earliest == never {
 		return -1
 	}
-	return int((min(max(0, l.earliest-l.now), maxWait) + time.Millisecond - 1) / time.Millisecond)
+	return int((min(max(0, l.earliest-l.now), time.Hour) + time.Millisecond - 1) / time.Millisecond)
 }
 
 // settle makes the poller and the earliest deadline agree with m's state, and is alone in that. What
@@ -240,22 +235,15 @@ func (l *loop) settle(m machine) {
 	}
 	l.earliest = min(l.earliest, m.deadline())
 	was, want := w.armed, m.interest()
-	if want == was {
-		return
-	}
-	var err error
 	switch w.armed = want; {
+	case want == was:
+		return
 	case was == 0:
-		l.known++
-		err = l.poller.add(w.sock, want)
+		l.check(l.poller.add(w.sock, want))
 	case want == 0:
-		l.known--
-		err = l.poller.remove(w.sock)
+		l.check(l.poller.remove(w.sock))
 	default:
-		err = l.poller.modify(w.sock, want)
-	}
-	if err != nil {
-		l.abort(exitLocal, err)
+		l.check(l.poller.modify(w.sock, want))
 	}
 	w.logf("watching for %s", [...]string{"nothing", "read only", "write only", "read and write"}[want])
 }
@@ -287,7 +275,6 @@ func (w *watch) close() {
 		return
 	}
 	if w.armed != 0 {
-		w.known--
 		w.poller.remove(w.sock)
 	}
 	w.net.close(w.sock)
@@ -330,15 +317,16 @@ func (l *loop) close() {
 	l.poller.close()
 }
 
-// logf writes a line of -v. On a hot path its arguments would allocate: see logData.
+// logf writes a line of -v.
 func (w *watch) logf(format string, args ...any) {
 	if w.verbose {
 		fmt.Fprintf(w.stderr, "[echomux (%d)] %s%s\n", os.Getpid(), w.name, fmt.Sprintf(format, args...))
 	}
 }
 
+// logData is logf for the hot path: without -v it allocates nothing.
 func (w *watch) logData(what string, p []byte) {
-	if w.verbose {
+	if w.verbose && len(p) > 0 {
 		w.logf("%s: %s", what, quoted(p))
 	}
 }
@@ -346,22 +334,19 @@ func (w *watch) logData(what string, p []byte) {
 // resolve calls then with the addresses of HOST, at once for a literal, else when a goroutine has
 // them. The seam bounds that by the time left.
 func (l *loop) resolve(then func([]netip.Addr)) {
-	log := &watch{loop: l}
 	answer := func(addrs []netip.Addr, err error) {
 		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
 			return l.family != "ip" && a.Unmap().Is4() != (l.family == "ip4")
 		})
-		switch {
-		case err == errTimedOut:
-			l.abort(exitConnectTimeout, fmt.Errorf("lookup %s: %w after %v", printable(l.host), err, l.connectTimeout))
-		case err != nil:
-			l.abort(exitConnect, fmt.Errorf("lookup %s: %w", printable(l.host), err))
-		case len(addrs) == 0:
-			l.abort(exitConnect, fmt.Errorf("lookup %s: no address of that family", printable(l.host)))
-		default:
-			log.logf("resolved %s to %v", printable(l.host), addrs)
-			then(addrs)
+		if err == nil && len(addrs) == 0 {
+			err = errors.New("no address of that family")
 		}
+		if err != nil {
+			l.abort(statusOf(err, exitConnectTimeout, exitConnect), fmt.Errorf("lookup %s: %w", printable(l.host), err))
+			return
+		}
+		(&watch{loop: l}).logf("resolved %s to %v", printable(l.host), addrs)
+		then(addrs)
 	}
 	if l.serve && l.host == "*" {
 		answer([]netip.Addr{netip.IPv6Unspecified(), netip.IPv4Unspecified()}, nil)
@@ -391,37 +376,32 @@ const (
 // conn is one connection of the client. goal, sent and returned are offsets into its stream.
 type conn struct {
 	watch
-	state  state
-	peer   netip.AddrPort
-	tried  int           // addresses, so far
-	causes error         // of those that failed
-	status int           // of the failure furthest along
-	since  time.Duration // connect was called; then: it was answered
-	by     time.Duration // deadline of connecting and closing
+	state     state
+	tried     int // addresses, so far
+	peer      netip.AddrPort
+	causes    error         // of the addresses that failed
+	since, by time.Duration // connect was called, then it was answered; deadline of connecting and closing
 
-	data     ring
-	in       *input // nil: the MESSAGEs
-	goal     int64  // there to be sent
-	sent     int64  // taken by the kernel
-	returned int64  // back and identical; with -until eof, received
-	last     bool   // nothing will follow goal
-	blocked  bool   // the kernel refused bytes
-	finSent  bool
-	broken   error // ended sending before its time
+	data                 ring
+	in                   *input // nil: data is the MESSAGEs
+	goal, sent, returned int64  // there to be sent; taken by the kernel; back (-until echo: and identical)
+	last                 bool   // nothing will follow goal
+	blocked, finSent     bool   // the kernel refused bytes; our FIN is out
+	broken               error  // ended sending before its time
+	owing                bool
+	moved                time.Duration // the idle clock's start: bytes moved, or the debt began
 
-	owing   bool
-	moved   time.Duration // the idle clock's start: bytes moved, or the debt began
-	round   int64         // rounds begun
-	inRound bool
-	began   time.Duration // the round's first byte was tried
-	due     time.Duration // of the next round
+	round      int64         // rounds begun
+	inRound    bool          // and not ended
+	began, due time.Duration // its first byte was tried; the next one may begin
 }
 
 // interest: writing is tried before it is waited for, so writable means that the kernel refused.
 func (c *conn) interest() readiness {
-	if c.state == connecting {
+	switch {
+	case c.state == connecting:
 		return writable
-	} else if c.state == exchanging && c.blocked {
+	case c.blocked:
 		return readable | writable
 	}
 	return readable
@@ -432,31 +412,37 @@ func (c *conn) owed() bool {
 	return c.blocked || c.finSent || c.broken != nil || c.until == "echo" && c.returned < c.sent
 }
 
+// settled is the offset before which nothing is needed any more.
+func (c *conn) settled() int64 {
+	if c.until == "echo" {
+		return c.returned
+	}
+	return c.sent
+}
+
 func (c *conn) deadline() time.Duration {
-	if c.state != exchanging {
+	switch {
+	case c.state != exchanging:
 		return c.by
-	} else if c.owed() {
+	case c.owed():
 		return c.moved + min(c.ioTimeout, never-c.moved)
 	}
 	return c.due
 }
 
 func (c *conn) ready(r readiness) {
-	switch c.state {
-	case connecting:
+	if c.state == connecting {
 		c.connectNext(c.connected())
-	case exchanging:
-		if r&readable != 0 { // first: data can precede the reset that a write would run into
-			c.receive()
-		}
-		if r&writable != 0 && c.state == exchanging {
-			c.blocked = false
-			c.send()
-		}
-		c.advance()
-	case closing:
-		c.drain()
+		return
 	}
+	if r&readable != 0 { // first: data can precede the reset that a write would run into
+		c.receive()
+	}
+	if r&writable != 0 && c.state == exchanging {
+		c.blocked = false
+		c.send()
+	}
+	c.advance()
 }
 
 func (c *conn) expired() {
@@ -471,7 +457,7 @@ func (c *conn) expired() {
 	case c.state == connecting:
 		c.connectNext(fmt.Errorf("%w after %v", errTimedOut, (c.by - c.since).Round(time.Millisecond)))
 	case c.state == exchanging:
-		c.fail("read", fmt.Errorf("%w after %v of silence (%d of %d bytes)", errTimedOut, c.ioTimeout, c.returned, c.goal))
+		c.fail("read", fmt.Errorf("%w after %v of silence (%d of %d bytes)", errTimedOut, c.ioTimeout, c.settled(), c.goal))
 	default:
 		c.finish(exitOK, nil) // the job was done before
 	}
@@ -480,18 +466,13 @@ func (c *conn) expired() {
 // connectAll starts every connection.
 func (l *loop) connectAll(addrs []netip.Addr) {
 	l.addrs = addrs
-	for i := range l.n {
+	for i := 0; i < l.n && l.jobs > 0; i++ {
 		c := &conn{watch: watch{loop: l}, due: never}
-		if l.n > 1 && l.verbose {
-			c.name = fmt.Sprintf("#%d ", i+1)
+		if l.n > 1 {
+			c.name = "#" + strconv.Itoa(i+1) + " "
 		}
 		c.connectNext(c.connect())
 		l.settle(c)
-		if l.tally.status == exitLocal { // out of descriptors, and so would be the rest
-			l.tally.fail(exitLocal, c.causes, l.n-1-i)
-			l.jobs -= l.n - 1 - i
-			return
-		}
 	}
 }
 
@@ -501,13 +482,9 @@ func (l *loop) connectAll(addrs []netip.Addr) {
 func (c *conn) connect() error {
 	c.now = c.clock()
 	left := max(0, c.connectBy-c.now)
-	share := min(left, max(minTry, left/time.Duration(len(c.addrs)-c.tried)))
-	c.since, c.by = c.now, c.now+share
+	c.since, c.by = c.now, c.now+min(left, max(minTry, left/time.Duration(len(c.addrs)-c.tried)))
 	c.peer = netip.AddrPortFrom(c.addrs[c.tried].Unmap(), c.port) // ::ffff:192.0.2.1 is IPv4
 	c.tried++
-	if left == 0 {
-		return fmt.Errorf("%w before its turn", errTimedOut)
-	}
 	s, err := c.net.openSocket(c.peer)
 	if err != nil {
 		return err
@@ -533,13 +510,12 @@ func (c *conn) connected() error {
 		// Without a listener, a connect whose ephemeral port is the port it asks for meets itself
 		// (RFC 9293 section 3.5, simultaneous open): a perfect, false echo.
 		return errSelfConnect
-	}
-	if err != nil && err != errReset {
+	} else if err != nil && err != errReset {
 		return err
 	}
 	c.now = c.clock()
 	c.tally.connect.add(c.now - c.since)
-	c.tally.places = append(c.tally.places[:0], c.peer)
+	c.tally.place = c.peer.String()
 	c.state, c.since, c.moved = exchanging, c.now, c.now
 	c.logf("connected %v to %v", local, c.peer)
 	switch {
@@ -564,23 +540,19 @@ func (c *conn) connected() error {
 func (c *conn) connectNext(err error) {
 	for ; err != nil && err != errWouldBlock; err = c.connect() {
 		c.watch.close()
-		cause := described("connect", c.peer, err)
-		c.logf("%v", cause)
-		if c.causes == nil {
-			c.causes = cause
-		} else {
-			c.causes = fmt.Errorf("%w; %w", c.causes, cause)
-		}
+		err = described("connect", c.peer, err)
+		c.causes = errors.Join(c.causes, err)
+		c.logf("%v", err)
 		switch {
-		case errors.Is(err, errTooManyFiles):
-			c.finish(exitLocal, c.causes)
+		case errors.Is(err, errTooManyFiles): // the connections asked for cannot all be held
+			c.abort(exitLocal, err)
 			return
 		case c.tried < len(c.addrs):
 			continue
-		case errors.Is(c.causes, errTimedOut) && !errors.Is(c.causes, errRefused):
-			c.finish(exitConnectTimeout, c.causes)
-		default:
+		case errors.Is(c.causes, errRefused):
 			c.finish(exitConnect, c.causes)
+		default:
+			c.finish(statusOf(c.causes, exitConnectTimeout, exitConnect), c.causes)
 		}
 		return
 	}
@@ -606,10 +578,8 @@ func (c *conn) send() {
 			c.logf("%v", c.broken)
 			return
 		}
-		c.blocked = n < len(p)
-		if n > 0 {
-			c.sent += int64(n)
-			c.now = c.clock()
+		if c.blocked = n < len(p); n > 0 {
+			c.sent, c.now = c.sent+int64(n), c.clock()
 			c.moved = c.now
 			c.logData("sent", p[:n])
 		}
@@ -621,14 +591,17 @@ func (c *conn) receive() {
 	n, err := c.net.read(c.sock, c.buf)
 	switch {
 	case err == errWouldBlock:
+	case err == nil:
+		c.accept(c.buf[:n])
+	case c.state == closing: // EOF, or a failure too late to matter
+		c.logf("drained")
+		c.finish(exitOK, nil)
 	case err == io.EOF && c.until == "eof" && c.sent == c.goal && c.broken == nil:
 		c.done()
 	case err == io.EOF:
-		c.fail("read", fmt.Errorf("closed early (%d of %d bytes)", c.returned, c.goal))
-	case err != nil:
-		c.fail("read", err)
+		c.fail("read", fmt.Errorf("closed early (%d of %d bytes)", c.settled(), c.goal))
 	default:
-		c.accept(c.buf[:n])
+		c.fail("read", err)
 	}
 }
 
@@ -664,11 +637,10 @@ func (c *conn) verify(p []byte) (good int, wrong error) {
 		want := c.data.piece(at, c.sent)
 		got := p[good:min(len(p), good+len(want))]
 		n := len(got)
-		if !bytes.Equal(got, want[:n]) { // this is what runs at memory speed
+		if !bytes.Equal(got, want[:n]) { // in bulk; byte by byte only where it is known to end
 			for n = 0; got[n] == want[n]; n++ {
 			}
-			wrong = fmt.Errorf("byte %d differs: sent %#02x, came back %#02x: is this an echo server?",
-				at+int64(n), want[n], got[n])
+			wrong = fmt.Errorf("byte %d differs: sent %#02x, came back %#02x: is this an echo server?", at+int64(n), want[n], got[n])
 		}
 		good += n
 	}
@@ -680,21 +652,17 @@ func (c *conn) advance() {
 	if c.state != exchanging {
 		return
 	}
-	switch {
-	case c.until == "eof":
-		if c.last && c.sent == c.goal && !c.finSent && c.broken == nil {
-			c.finSent = true
-			c.halfClose()
-		}
-	case c.returned == c.goal:
+	if c.until == "eof" && c.last && c.sent == c.goal && !c.finSent && c.broken == nil {
+		c.finSent = true
+		c.halfClose()
+	} else if c.until == "echo" && c.returned == c.goal {
 		if c.inRound {
 			c.roundDone()
 		}
 		if c.last {
 			c.done()
 			return
-		}
-		if c.due <= c.now {
+		} else if c.due <= c.now {
 			c.startRound()
 		}
 	}
@@ -731,15 +699,12 @@ func (c *conn) done() {
 	c.state, c.by = closing, c.after(drainTime)
 }
 
-func (c *conn) drain() {
-	n, err := c.net.read(c.sock, c.buf)
-	if n > 0 {
-		_, wrong := c.verify(c.buf[:n])
-		c.finish(exitExchange, described("read", c.peer, wrong))
-	} else if err != errWouldBlock { // EOF, or a failure too late to matter
-		c.logf("drained")
-		c.finish(exitOK, nil)
+// statusOf tells a timeout from other failures.
+func statusOf(err error, timeout, other int) int {
+	if errors.Is(err, errTimedOut) {
+		return timeout
 	}
+	return other
 }
 
 // fail ends the connection with its first failure: a broken write before what followed from it.
@@ -747,28 +712,23 @@ func (c *conn) fail(op string, err error) {
 	if err = described(op, c.peer, err); c.broken != nil {
 		err = c.broken
 	}
-	if errors.Is(err, errTimedOut) {
-		c.finish(exitIOTimeout, err)
-	} else {
-		c.finish(exitExchange, err)
-	}
+	c.finish(statusOf(err, exitIOTimeout, exitExchange), err)
 }
 
 // finish counts the connection and ends it.
 func (c *conn) finish(status int, err error) {
 	c.close()
 	c.jobs--
-	if err == nil {
-		c.tally.ok++
-	} else {
+	c.tally.ok++
+	if err != nil {
+		c.tally.ok--
 		c.tally.fail(status, err, 1)
 	}
 }
 
 func (c *conn) close() {
 	c.state = over
-	c.tally.sent += c.sent
-	c.tally.returned += c.returned
+	c.tally.sent, c.tally.returned = c.tally.sent+c.sent, c.tally.returned+c.returned
 	if c.in != nil {
 		close(c.in.lend)
 	}
@@ -789,12 +749,11 @@ func (r ring) piece(from, to int64) []byte {
 
 // input is standard input on its way into a connection's ring. A goroutine reads it, because files
 // and consoles cannot be polled everywhere, and O_NONBLOCK would stay behind in the user's shell.
-// n and err are the goroutine's while a slice is lent, else the loop's.
 type input struct {
 	conn *conn
 	lend chan []byte
 	lent bool
-	n    int
+	n    int // this and err are the goroutine's while a slice is lent, else the loop's
 	err  error
 }
 
@@ -812,11 +771,7 @@ func (c *conn) lendInput() {
 	if c.in == nil || c.in.lent || c.last || c.broken != nil {
 		return
 	}
-	kept := c.returned
-	if c.until == "eof" {
-		kept = c.sent
-	}
-	p := c.data.piece(c.goal, kept+ringSize)
+	p := c.data.piece(c.goal, c.settled()+ringSize)
 	if len(p) >= minLoan || len(p) > 0 && (c.goal+int64(len(p)))%ringSize == 0 {
 		c.in.lent = true
 		c.loans++
@@ -848,8 +803,9 @@ func (in *input) deliver() {
 // waits in its backlog would be reported again at once.
 type listener struct {
 	watch
-	addr   netip.AddrPort
-	paused time.Duration // until then; never: it is not
+	addr    netip.AddrPort
+	paused  time.Duration // until then; never: it is not
+	failing bool          // since the last accept that did not
 }
 
 func (s *listener) deadline() time.Duration { return s.paused }
@@ -867,6 +823,7 @@ func (s *listener) ready(readiness) {
 		switch err {
 		case nil:
 			e := &echo{watch: watch{loop: s.loop, name: s.name}, peer: peer}
+			s.failing = false
 			s.loop.watch(e, sock)
 			s.settle(e)
 			e.logf("accepted %v", peer)
@@ -874,10 +831,10 @@ func (s *listener) ready(readiness) {
 			return
 		case errReset: // it left while it waited in the backlog
 		default:
-			s.paused = s.after(acceptPause)
-			if !s.quiet {
-				fmt.Fprintf(s.stderr, "echomux: %v: pausing\n", described("accept", s.addr, err))
+			if !s.failing { // once, not ten times a second
+				fmt.Fprintf(s.stderr, "echomux: %v\n", described("accept", s.addr, err))
 			}
+			s.paused, s.failing = s.after(acceptPause), true
 			return
 		}
 	}
@@ -887,23 +844,19 @@ func (s *listener) ready(readiness) {
 // while another can be served.
 func (l *loop) listenAll(addrs []netip.Addr) {
 	for i, a := range addrs {
-		s := &listener{watch: watch{loop: l, name: "server: "}, paused: never}
-		at := netip.AddrPortFrom(a, l.port)
-		sock, bound, err := l.net.listen(at)
-		if err == errNoAddress && (len(l.served.places) > 0 || i+1 < len(addrs)) {
+		s := &listener{watch: watch{loop: l, name: "server: "}, addr: netip.AddrPortFrom(a, l.port), paused: never}
+		sock, bound, err := l.net.listen(s.addr)
+		if err == errNoAddress && (l.served.place != "" || i+1 < len(addrs)) {
 			continue
 		} else if err != nil {
-			l.abort(exitLocal, described("listen", at, err))
+			l.abort(exitLocal, described("listen", s.addr, err))
 			return
 		}
-		s.addr = bound
 		l.watch(s, sock)
 		l.settle(s)
 		s.logf("listening on %v", bound)
-		l.served.places = append(l.served.places, bound)
-	}
-	if l.demo {
-		l.port = l.served.places[0].Port()
+		l.served.place = strings.TrimSpace(l.served.place + " " + bound.String())
+		l.port = bound.Port() // the demo's is the kernel's choice
 	}
 }
 
@@ -913,9 +866,8 @@ func (l *loop) listenAll(addrs []netip.Addr) {
 // idle connection holds no buffer.
 type echo struct {
 	watch
-	peer    netip.AddrPort
-	pending []byte // read, not yet written
-	kept    []byte // the buffer that holds pending
+	peer          netip.AddrPort
+	pending, kept []byte // read, not yet written; the buffer that holds it
 }
 
 func (e *echo) interest() readiness {
@@ -945,17 +897,17 @@ func (e *echo) ready(readiness) {
 		e.served.ok++
 		e.close()
 	case err != nil && err != errWouldBlock:
-		e.served.fail(exitExchange, described(op, e.peer, err), 1)
+		e.served.failed++
+		e.logf("%v", described(op, e.peer, err))
 		e.close()
 	case len(e.pending) == 0:
 		e.release()
 	case e.kept == nil:
-		e.kept, e.buf = e.buf, nil
-		if last := len(e.spare) - 1; last >= 0 {
-			e.buf, e.spare = e.spare[last], e.spare[:last]
-		} else {
-			e.buf = make([]byte, chunkSize)
+		if e.kept = e.buf; len(e.spare) == 0 {
+			e.spare = append(e.spare, make([]byte, chunkSize))
 		}
+		last := len(e.spare) - 1
+		e.buf, e.spare = e.spare[last], e.spare[:last]
 	}
 }
 
@@ -1005,8 +957,7 @@ exit status: 0 every connection did its whole job; 1 the exchange went wrong; 2 
 `
 
 // parse checks the command line. Its errors name the word that is wrong.
-func parse(args []string) (options, error) {
-	var o options
+func parse(args []string) (o options, err error) {
 	var four, six bool
 	f := flag.NewFlagSet("echomux", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
@@ -1026,12 +977,13 @@ func parse(args []string) (options, error) {
 	}
 	o.family = map[bool]string{true: "ip", four: "ip4", six: "ip6"}[true]
 	words := f.Args()
-	if o.demo = len(words) == 0 && !o.serve; o.demo {
-		o.verbose = !o.quiet
+	switch {
+	case len(words) == 0 && !o.serve:
+		o.demo, o.verbose = true, !o.quiet
 		words = []string{map[bool]string{false: "127.0.0.1", true: "::1"}[six], "0", "data1", "data2"}
-	} else if o.serve && len(words) == 1 {
-		words = []string{"*", words[0]}
-	} else if len(words) < 2 {
+	case len(words) == 1 && o.serve:
+		words = []string{"*", words[0]} // every address
+	case len(words) < 2:
 		return o, fmt.Errorf("PORT is missing after %q", words)
 	}
 	for _, m := range words[2:] {
@@ -1039,46 +991,40 @@ func parse(args []string) (options, error) {
 	}
 	port, err := strconv.ParseUint(words[1], 10, 16)
 	o.host, o.port = words[0], uint16(port)
-	foreign := ""
-	f.Visit(func(f *flag.Flag) {
-		if o.serve && !slices.Contains([]string{"serve", "4", "6", "v", "q", "connect-timeout"}, f.Name) {
-			foreign = f.Name
-		}
-	})
-	for _, check := range []struct {
-		wrong bool
-		text  string
+	for _, rule := range []struct {
+		broken bool
+		format string
+		word   any
 	}{
-		{o.connectTimeout <= 0, fmt.Sprintf("-connect-timeout %v: must be above zero", o.connectTimeout)},
-		{o.ioTimeout <= 0, fmt.Sprintf("-io-timeout %v: must be above zero", o.ioTimeout)},
-		{o.every < 0, fmt.Sprintf("-every %v: must not be negative", o.every)},
-		{o.n < 1, fmt.Sprintf("-n %d: must be above zero", o.n)},
-		{o.count < 0, fmt.Sprintf("-count %d: must not be negative", o.count)},
-		{!slices.Contains([]string{"connect", "echo", "eof"}, o.until), fmt.Sprintf("-until %q: must be connect, echo or eof", o.until)},
-		{four && six, "-4 and -6 exclude each other"},
-		{o.pings() && o.until != "echo", fmt.Sprintf("-count and -every need -until echo, not %s", o.until)},
-		{o.block == nil && (o.n > 1 && o.until != "connect" || o.pings()), "-n, -count and -every need a MESSAGE: standard input is read once"},
-		{foreign != "", fmt.Sprintf("-%s does not go with -serve", foreign)},
-		{o.serve && len(words) > 2, fmt.Sprintf("-serve takes [HOST] PORT, not %q", words)},
-		{o.host == "", `HOST "" is empty`},
-		{!o.demo && (err != nil || port == 0), fmt.Sprintf("PORT %q: must be a number from 1 to 65535", words[1])},
+		{o.connectTimeout <= 0, "-connect-timeout %v: must be above zero", o.connectTimeout},
+		{o.ioTimeout <= 0, "-io-timeout %v: must be above zero", o.ioTimeout},
+		{o.every < 0, "-every %v: must not be below zero", o.every},
+		{o.n < 1, "-n %v: must be above zero", o.n},
+		{o.count < 0, "-count %v: must not be below zero", o.count},
+		{!slices.Contains([]string{"connect", "echo", "eof"}, o.until), "-until %q: must be connect, echo or eof", o.until},
+		{four && six, "%v exclude each other", "-4 and -6"},
+		{o.rounds() && o.until != "echo", "-until %v: -count and -every need echo", o.until},
+		{o.block == nil && (o.n > 1 && o.until != "connect" || o.rounds()), "%v need a MESSAGE", "-n, -count and -every"},
+		{o.serve && len(words) > 2, "-serve takes [HOST] PORT, not %q", words},
+		{o.host == "", "HOST %q: must not be empty", o.host},
+		{!o.demo && (err != nil || port == 0), "PORT %q: must be a number from 1 to 65535", words[1]},
 	} {
-		if check.wrong {
-			return o, errors.New(check.text)
+		if rule.broken {
+			return o, fmt.Errorf(rule.format, rule.word)
 		}
 	}
 	return o, nil
 }
 
-// pings says whether the run is made of rounds.
-func (o *options) pings() bool { return o.count != 1 || o.every > 0 }
+// rounds: is the run made of rounds?
+func (o *options) rounds() bool { return o.count != 1 || o.every > 0 }
 
 // ---- The report ----
 
 // tally is what connections came to.
 type tally struct {
-	ok, failed, status     int // status: of the first failure in time
-	places                 []netip.AddrPort
+	place                  string // of the peer, or where the server listens
+	ok, failed, status     int    // status: of the first failure in time
 	sent, returned         int64
 	connect, exchange, rtt spread
 	causes                 []string
@@ -1086,13 +1032,10 @@ type tally struct {
 }
 
 func (t *tally) fail(status int, err error, n int) {
-	if n == 0 {
-		return
-	}
 	if t.failed == 0 {
 		t.status, t.times = status, make(map[string]int)
 	}
-	cause := err.Error()
+	cause := strings.ReplaceAll(err.Error(), "\n", "; ") // from errors.Join
 	if t.times[cause] == 0 {
 		t.causes = append(t.causes, cause)
 	}
@@ -1108,64 +1051,62 @@ type spread struct {
 func (s *spread) add(d time.Duration) {
 	v := float64(d)
 	if s.n++; s.n == 1 {
-		s.min, s.max = v, v
+		s.min = v
 	}
 	s.min, s.max, s.mean = min(s.min, v), max(s.max, v), s.mean+(v-s.mean)/float64(s.n)
+}
+
+func (s *spread) String() string {
+	return fmt.Sprintf("%.2f/%.2f/%.2f", s.min/1e6, s.mean/1e6, s.max/1e6)
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d)/1e6) }
 
 // report prints the one line that ends a run, and returns the exit status.
 func (l *loop) report() int {
-	t, status := &l.tally, l.tally.status
-	place := fmt.Sprintf("%s:%d", printable(l.host), l.port)
-	if len(t.places) > 0 {
-		place = t.places[0].String()
-	}
-	outcome, all := " ok", l.n > 1 || t.failed == 0
+	t, status, outcome := &l.tally, l.tally.status, "ok"
 	if l.interrupted != 0 {
-		status, outcome = l.interrupted, " interrupted"
-	} else if l.n > 1 {
-		outcome = ""
+		status, outcome = l.interrupted, "interrupted"
 	}
-	line := place + outcome
-	switch {
-	case status == exitOK && l.quiet:
+	if l.quiet && status == exitOK {
 		return status
+	}
+	line := cmp.Or(t.place, fmt.Sprintf("%s:%d", printable(l.host), l.port)) + " " + outcome
+	switch {
 	case l.serve && t.failed == 0:
-		line = fmt.Sprintf("%v interrupted ok=%d failed=%d open=%d", l.served.places, l.served.ok, l.served.failed, len(l.machines))
-		t, all = &l.served, false
+		t = &l.served
+		line = fmt.Sprintf("%s interrupted ok=%d failed=%d", t.place, t.ok, t.failed)
 	case l.n > 1:
 		for _, cause := range t.causes {
 			fmt.Fprintf(l.stderr, "echomux: %s (%d connections)\n", cause, t.times[cause])
 		}
-		line = fmt.Sprintf("%s ok=%d failed=%d", line, t.ok, t.failed)
+		line = fmt.Sprintf("%s ok=%d failed=%d", strings.TrimSuffix(line, " ok"), t.ok, t.failed)
 	case t.failed > 0 && l.interrupted == 0:
 		line = t.causes[0]
 	}
 	line += fmt.Sprintf(" sent=%d returned=%d", t.sent, t.returned)
-	show := func(name string, s spread, one bool) {
-		if s.n > 0 && one {
-			line += fmt.Sprintf(" %s=%s", name, ms(time.Duration(s.min)))
+	show := func(name string, s spread) {
+		if one := ms(time.Duration(s.mean)); s.n > 0 && l.n == 1 && name != "rtt" {
+			line += " " + name + "_ms=" + one
 		} else if s.n > 0 {
-			line += fmt.Sprintf(" %s=%s/%s/%s", name, ms(time.Duration(s.min)), ms(time.Duration(s.mean)), ms(time.Duration(s.max)))
+			line += " " + name + "_ms=" + s.String()
 		}
 	}
-	if all {
-		show("connect_ms", t.connect, l.n == 1)
+	if l.n > 1 || t.failed == 0 {
+		show("connect", t.connect)
 	}
-	if l.pings() {
+	if l.rounds() {
 		line += fmt.Sprintf(" rounds=%d", t.rtt.n)
-		show("rtt_ms", t.rtt, false)
-	} else if all {
-		show("exchange_ms", t.exchange, l.n == 1)
+		show("rtt", t.rtt)
+	} else if l.n > 1 || t.failed == 0 {
+		show("exchange", t.exchange)
 	}
 	fmt.Fprintf(l.stderr, "echomux: %s\n", line)
 	return status
 }
 
-// described puts the operation and the peer before err. A backend that names the system call
-// adds it where that is another word: "connect [::1]:7: socket: permission denied".
+// described puts the operation and the peer before err. A system call of another name stays in it:
+// "connect [::1]:7: socket: permission denied".
 func described(op string, peer netip.AddrPort, err error) error {
 	if call, ok := err.(*os.SyscallError); ok && call.Syscall == op {
 		err = call.Err
@@ -1174,7 +1115,7 @@ func described(op string, peer netip.AddrPort, err error) error {
 }
 
 // quoted renders bytes for a terminal: a quoted string for each line of text, the end left out if
-// it is long.
+// it is long. printable does without the quotes, for words of the user's.
 func quoted[T string | []byte](p T) (s string) {
 	const most = 60
 	for line := range strings.Lines(string(p[:min(len(p), most)])) {
@@ -1186,8 +1127,7 @@ func quoted[T string | []byte](p T) (s string) {
 	return strings.TrimPrefix(s, " ")
 }
 
-// printable is quoted without the quotes, for words of the user's.
-func printable(word string) string { return strings.Trim(quoted(word), `"`) }
+func printable(word string) string { return strings.ReplaceAll(quoted(word), `"`, "") }
 
 // ---- The seam ----
 

@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -100,9 +99,7 @@ func folded(ev *unix.EpollEvent) (r readiness) {
 // wake adds 1 to the eventfd's counter. It fails only where the counter is full, and then
 // a wake-up is pending.
 func (p *epoll) wake() {
-	var one [8]byte
-	binary.NativeEndian.PutUint64(one[:], 1)
-	unix.Write(p.wakefd, one[:])
+	unix.Write(p.wakefd, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // big-endian: 1<<56, as good
 }
 
 func (p *epoll) close() error {
@@ -130,14 +127,14 @@ func resolve(host, family string, left time.Duration) ([]netip.Addr, error) {
 }
 
 func (r resolver) lookup(host, family string, deadline time.Time) (addrs []netip.Addr, err error) {
-	name := strings.ToLower(strings.TrimSuffix(host, "."))
+	name := strings.TrimSuffix(host, ".")
 	eachLine(r.hosts, func(words []string) {
 		a, err := netip.ParseAddr(words[0])
-		if err == nil && slices.ContainsFunc(words[1:], func(w string) bool { return strings.ToLower(w) == name }) {
+		if err == nil && slices.ContainsFunc(words[1:], func(w string) bool { return strings.EqualFold(w, name) }) {
 			addrs = append(addrs, a)
 		}
 	})
-	if name == "localhost" || strings.HasSuffix(name, ".localhost") {
+	if last := name[strings.LastIndexByte(name, '.')+1:]; strings.EqualFold(last, "localhost") {
 		// RFC 6761 section 6.3: loopback, whatever a file lacks or a server says.
 		for _, a := range []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})} {
 			if !slices.Contains(addrs, a) {
@@ -151,56 +148,55 @@ func (r resolver) lookup(host, family string, deadline time.Time) (addrs []netip
 	return r.dns(host, family, deadline)
 }
 
-// eachLine calls f with the words of each line that has any. A file that cannot be opened has none;
-// of a line too long for anything real the beginning counts.
+// eachLine calls f with the words of each line that has any. A file that cannot be opened has none.
+// A line too long for anything real counts as several.
 func eachLine(path string, f func(words []string)) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) // os.Open would make a second epoll
 	if err != nil {
 		return
 	}
 	defer unix.Close(fd)
-	for lines, within := bufio.NewReaderSize(file(fd), 16<<10), false; ; {
-		line, more, err := lines.ReadLine()
+	for lines := bufio.NewReaderSize(file(fd), 16<<10); ; {
+		line, _, err := lines.ReadLine()
 		if err != nil {
 			return
 		}
 		text, _, _ := strings.Cut(string(line), "#")
-		if words := strings.Fields(text); len(words) > 0 && !within {
+		if words := strings.Fields(text); len(words) > 0 {
 			f(words)
 		}
-		within = more
 	}
 }
 
 // file is a descriptor as an io.Reader.
 type file int
 
-func (f file) Read(p []byte) (int, error) {
-	n, err := unix.Read(int(f), p)
-	if n > 0 {
-		return n, nil
-	}
-	return 0, cmp.Or(err, io.EOF)
-}
+func (f file) Read(p []byte) (int, error) { return system{}.read(socket(f), p) }
 
-// dns asks for each name that host can stand for, until one exists.
+// dns asks for each name that host can stand for until one exists, and each server in turn. None may
+// take all the time: the next one needs some, and so does connecting.
 func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, error) {
 	var servers []netip.AddrPort
-	var search []string
-	options := map[string]int{"ndots": 1, "timeout": 5, "attempts": 2}
+	names, absolute := []string{strings.TrimSuffix(host, ".")}, strings.HasSuffix(host, ".")
+	ndots, timeout, attempts := 1, 5, 2
 	eachLine(r.conf, func(words []string) {
-		switch words[0] {
-		case "nameserver":
-			if a, err := netip.ParseAddr(words[len(words)-1]); err == nil && len(servers) < 3 {
-				servers = append(servers, netip.AddrPortFrom(a.Unmap(), r.port))
-			}
-		case "domain", "search":
-			search = words[1:]
-		case "options":
+		a, err := netip.ParseAddr(words[len(words)-1])
+		switch {
+		case words[0] == "nameserver" && err == nil && len(servers) < 3:
+			servers = append(servers, netip.AddrPortFrom(a.Unmap(), r.port))
+		case words[0] == "domain" || words[0] == "search":
+			names = append(names[:1], words[1:]...)
+		case words[0] == "options":
 			for _, w := range words[1:] {
 				option, value, _ := strings.Cut(w, ":")
-				if n, err := strconv.ParseUint(value, 10, 8); err == nil {
-					options[option] = int(n)
+				n, _ := strconv.ParseUint(value, 10, 8)
+				switch option {
+				case "ndots":
+					ndots = int(n)
+				case "timeout":
+					timeout = max(1, int(n))
+				case "attempts":
+					attempts = max(1, int(n))
 				}
 			}
 		}
@@ -208,42 +204,29 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 	if servers == nil {
 		servers = append(servers, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), r.port))
 	}
-	names := []string{strings.TrimSuffix(host, ".")}
-	if names[0] == host {
-		for _, domain := range search {
-			names = append(names, host+"."+strings.Trim(domain, "."))
-		}
-		if strings.Count(host, ".") < options["ndots"] {
-			names = append(names[1:], host)
-		}
+	for i, domain := range names[1:] {
+		names[1+i] = names[0] + "." + strings.Trim(domain, ".")
+	}
+	if absolute {
+		names = names[:1]
+	} else if strings.Count(host, ".") < ndots {
+		names = append(names[1:], names[0])
 	}
 	outcome := errNoName
 	for _, name := range names {
-		addrs, err := ask(servers, name, family, deadline, options)
-		if err == nil {
-			return addrs, nil
-		} else if err != errNoName {
-			outcome = err
-		}
-	}
-	return nil, outcome
-}
-
-// ask tries the servers in turn. None may take all the time: the next one needs some, and so does
-// connecting.
-func ask(servers []netip.AddrPort, name, family string, deadline time.Time, options map[string]int) ([]netip.Addr, error) {
-	outcome, most := errTimedOut, time.Duration(max(1, options["timeout"]))*time.Second
-	for i := range max(1, min(options["attempts"], 5)) * len(servers) {
-		left, server := time.Until(deadline), servers[i%len(servers)]
-		if left <= 0 {
-			return nil, errTimedOut
-		}
-		share := max(time.Second, left/time.Duration(len(servers)-i%len(servers)+1))
-		addrs, err := exchange(server, name, family, time.Now().Add(min(left, most, share)))
-		if err == nil || err == errNoName {
-			return addrs, err
-		}
-		if outcome = err; err != errTimedOut {
+		for i := range attempts * len(servers) {
+			left, server := time.Until(deadline), servers[i%len(servers)]
+			if left <= 0 {
+				return nil, errTimedOut
+			}
+			share := max(time.Second, left/time.Duration(len(servers)-i%len(servers)+1))
+			share = min(left, share, time.Duration(timeout)*time.Second)
+			addrs, err := exchange(server, name, family, time.Now().Add(share))
+			if err == nil {
+				return addrs, nil
+			} else if err == errNoName {
+				break
+			}
 			outcome = fmt.Errorf("name server %v: %w", server, err)
 		}
 	}
@@ -251,14 +234,9 @@ func ask(servers []netip.AddrPort, name, family string, deadline time.Time, opti
 }
 
 // exchange asks one server for AAAA and A side by side, on one connected socket: it takes nobody
-// else's datagrams and reports an ICMP refusal. The addresses of the families alternate, so that
-// one that is broken on the way costs one attempt to connect.
+// else's datagrams and reports an ICMP refusal. One IPv6 address comes first, then IPv4's, so that
+// a family that is broken on the way costs one attempt to connect.
 func exchange(server netip.AddrPort, name, family string, deadline time.Time) ([]netip.Addr, error) {
-	queries := [][]byte{newQuery(name, 28), newQuery(name, 1)} // RFC 3596; RFC 1035 section 3.2.2
-	if queries[0] == nil {
-		return nil, errNoName
-	}
-	queries = map[string][][]byte{"ip": queries, "ip6": queries[:1], "ip4": queries[1:]}[family]
 	p, err := newPoller()
 	if err != nil {
 		return nil, err
@@ -270,65 +248,60 @@ func exchange(server netip.AddrPort, name, family string, deadline time.Time) ([
 	}
 	defer unix.Close(fd)
 	to, err := sockaddr(server)
-	err = cmp.Or(err, p.add(socket(fd), readable))
-	if err = cmp.Or(err, unix.Connect(fd, to)); err != nil {
+	if err = cmp.Or(err, p.add(socket(fd), readable), unix.Connect(fd, to)); err != nil {
 		return nil, fault("connect", err)
 	}
-	for _, q := range queries {
-		if _, err := unix.Write(fd, q); err != nil {
-			return nil, fault("write", err)
+	queries, found, open := [2][]byte{}, [2][]netip.Addr{}, 0
+	for i, rtype := range []byte{28, 1} { // AAAA: RFC 3596; A: RFC 1035 section 3.2.2
+		if family == "ip" || (family == "ip6") == (rtype == 28) {
+			if queries[i] = newQuery(name, rtype); queries[i] == nil {
+				return nil, errNoName
+			}
+			unix.Write(fd, queries[i]) // a failure is the next read's, or a silence
+			open++
 		}
 	}
-	var turns [2][]netip.Addr
-	outcome, open, events, buf := errNoName, len(queries), make([]event, 1), make([]byte, 64<<10)
-	for open > 0 {
-		left := time.Until(deadline)
+	outcome, events, buf := errNoName, make([]event, 1), make([]byte, 64<<10)
+	for left := time.Until(deadline); open > 0; left = time.Until(deadline) {
 		if left <= 0 {
 			outcome = errTimedOut
 			break
 		}
 		p.wait(events, int(left/time.Millisecond)+1)
-		n, err := unix.Read(fd, buf)
-		if err = fault("read", err); err != nil && err != errWouldBlock {
+		n, err := system{}.read(socket(fd), buf)
+		if err != nil && err != errWouldBlock && err != io.EOF { // an empty datagram is no EOF
 			outcome = err
 			break
 		}
 		for i, q := range queries {
-			if addrs, err := parseAnswer(buf[:max(0, n)], q); err != errForeign {
-				if err != nil && err != errNoName {
+			if addrs, err := parseAnswer(buf[:n], q); err != errForeign {
+				if found[i], queries[i] = addrs, nil; err != nil && err != errNoName {
 					outcome = err
 				}
-				turns[i], queries[i] = addrs, nil
 				open--
 			}
 		}
 	}
-	var addrs []netip.Addr
-	for i := range max(len(turns[0]), len(turns[1])) {
-		for _, t := range turns {
-			addrs = append(addrs, t[min(i, len(t)):min(i+1, len(t))]...)
-		}
-	}
-	if len(addrs) > 0 {
+	one := min(1, len(found[0]))
+	if addrs := slices.Concat(found[0][:one], found[1], found[0][one:]); len(addrs) > 0 {
 		return addrs, nil
 	}
 	return nil, outcome
 }
 
 // newQuery is a DNS message that asks for name, RFC 1035 section 4; nil if there can be none.
-func newQuery(name string, qtype byte) []byte {
+func newQuery(name string, rtype byte) []byte {
 	q := []byte{0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0} // id, recursion desired, one question
 	unix.Getrandom(q[:2], 0)                        // whole, for so few bytes: getrandom(2)
-	for label := range strings.SplitSeq(name, ".") {
-		if len(label) == 0 || len(label) > 63 || len(q)+len(label) > 12+253 || strings.ContainsFunc(label, notHostRune) {
+	for _, label := range strings.Split(name, ".") {
+		q = append(append(q, byte(len(label))), label...)
+		if len(label) == 0 || len(label) > 63 || len(q) > 12+254 ||
+			strings.ContainsFunc(label, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 			return nil
 		}
-		q = append(append(q, byte(len(label))), label...)
 	}
-	return append(q, 0, 0, qtype, 0, 1)
+	return append(q, 0, 0, rtype, 0, 1)
 }
-
-func notHostRune(r rune) bool { return r <= ' ' || r >= 0x7f }
 
 var errForeign = errors.New("not the answer")
 
@@ -340,35 +313,36 @@ func parseAnswer(msg, query []byte) (addrs []netip.Addr, err error) {
 		!bytes.Equal(msg[4:6], query[4:6]) || !bytes.EqualFold(msg[12:n], query[12:]) {
 		return nil, errForeign
 	}
-	switch rcode := msg[3] & 15; rcode {
-	case 0:
-	case 3:
+	if rcode := msg[3] & 15; rcode == 3 {
 		return nil, errNoName
-	default:
+	} else if rcode != 0 {
 		return nil, fmt.Errorf("response code %d", rcode)
 	}
 	rest, truncated := msg[n:], msg[2]&2 != 0
-	for range binary.BigEndian.Uint16(msg[6:]) {
-		rest = skipName(rest)
-		if len(rest) < 10 || len(rest) < 10+int(binary.BigEndian.Uint16(rest[8:])) {
-			if truncated && len(addrs) > 0 {
-				return addrs, nil
-			}
-			return nil, errors.New("malformed answer")
+	for range int(msg[6])<<8 | int(msg[7]) {
+		rest = skipName(rest) // then type, class, TTL, length, data: section 4.1.3
+		size := 0
+		if len(rest) >= 10 {
+			size = 10 + (int(rest[8])<<8 | int(rest[9]))
 		}
-		rtype, data := rest[:4], rest[10:10+int(binary.BigEndian.Uint16(rest[8:]))]
-		rest = rest[10+len(data):]
-		if a, ok := netip.AddrFromSlice(data); ok && bytes.Equal(rtype, query[n-4:]) && a.Is4() == (rtype[1] == 1) {
+		if size == 0 || len(rest) < size {
+			if !truncated {
+				return nil, errors.New("malformed answer")
+			}
+			break
+		}
+		a, ok := netip.AddrFromSlice(rest[10:size])
+		if ok && bytes.Equal(rest[:4], query[n-4:]) && a.Is4() == (query[n-3] == 1) {
 			addrs = append(addrs, a)
 		}
+		rest = rest[size:]
 	}
-	switch {
-	case len(addrs) > 0:
-		return addrs, nil
-	case truncated:
+	if truncated && addrs == nil {
 		return nil, errors.New("truncated answer")
+	} else if addrs == nil {
+		return nil, errNoName
 	}
-	return nil, errNoName
+	return addrs, nil
 }
 
 // skipName returns what follows the name at the start of b, nil if it does not end.
