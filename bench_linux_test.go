@@ -249,7 +249,7 @@ func BenchmarkMemory(b *testing.B) {
 // clientPeak runs a client to its end and returns its peak in bytes. The rusage of a child begins
 // with the peak of the process that forked it, so the figure has to come from /proc.
 func clientPeak(b *testing.B, input, program string, flags ...string) (most float64) {
-	addr, stop := startServer(b, "floor-serve")
+	addr, stop := startBenchServer(b, "floor-serve")
 	defer stop()
 	host, port, _ := net.SplitHostPort(addr)
 	args := append(append([]string{"-q"}, flags...), host, port)

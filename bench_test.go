@@ -162,7 +162,7 @@ func rival(input, name string, args func(addr string) []string) contest {
 // onClient measures a client; the server is the leanest there is.
 func onClient(input, name string, command func(addr string) *exec.Cmd) contest {
 	return contest{name, func(b *testing.B) time.Duration {
-		addr, stop := startServer(b, either("floor-serve", "net-serve-copy"))
+		addr, stop := startBenchServer(b, either("floor-serve", "net-serve-copy"))
 		defer stop()
 		return timed(b, input, command(addr))
 	}}
@@ -176,7 +176,7 @@ func servers(input, job string, n int) (cs []contest) {
 			continue
 		}
 		cs = append(cs, contest{name, func(b *testing.B) time.Duration {
-			addr, stop := startServer(b, serve)
+			addr, stop := startBenchServer(b, serve)
 			defer stop()
 			return timed(b, input, itself(either("floor-"+job, "net-"+job), addr, strconv.Itoa(n)))
 		}})
@@ -243,8 +243,8 @@ func timed(b *testing.B, input string, cmd *exec.Cmd) time.Duration {
 	return time.Since(start)
 }
 
-// startServer starts a contender that serves. Stop ends it.
-func startServer(b testing.TB, name string) (addr string, stop func()) {
+// startBenchServer starts a contender that serves. Stop ends it.
+func startBenchServer(b testing.TB, name string) (addr string, stop func()) {
 	addr, p := serverProcess(b, name)
 	return addr, func() { p.Kill(); p.Wait() }
 }
