@@ -204,7 +204,7 @@ func (l *loop) run() {
 
 // abort ends the run: what is unfinished has failed. check does so if the poller did.
 func (l *loop) abort(status int, err error) {
-	l.tally.fail(status, err, l.jobs)
+	l.tally.count(status, err, l.jobs)
 	l.jobs = 0
 }
 
@@ -579,7 +579,7 @@ func (c *conn) send() {
 			return
 		}
 		if c.blocked = n < len(p); n > 0 {
-			c.sent, c.now = c.sent+int64(n), c.clock()
+			c.sent, c.tally.sent, c.now = c.sent+int64(n), c.tally.sent+int64(n), c.clock()
 			c.moved = c.now
 			c.logData("sent", p[:n])
 		}
@@ -608,7 +608,7 @@ func (c *conn) receive() {
 // accept verifies the bytes p and hands the right ones on.
 func (c *conn) accept(p []byte) {
 	good, wrong := c.verify(p)
-	c.returned += int64(good)
+	c.returned, c.tally.returned = c.returned+int64(good), c.tally.returned+int64(good)
 	c.logData("recv", p)
 	if c.n == 1 && good > 0 {
 		if _, err := c.stdout.Write(p[:good]); err != nil {
@@ -676,7 +676,8 @@ func (c *conn) roundDone() {
 	c.inRound = false
 	c.tally.rtt.add(c.now - c.began)
 	if c.every > 0 && !c.quiet {
-		fmt.Fprintf(c.stderr, "echomux: %v %sround=%d rtt_ms=%s\n", c.peer, c.name, c.round, ms(c.now-c.began))
+		rtt := spread{n: 1, sum: c.now - c.began}
+		fmt.Fprintf(c.stderr, "echomux: %v %sround=%d%s\n", c.peer, c.name, c.round, rtt.ms("rtt", true))
 	}
 }
 
@@ -717,22 +718,10 @@ func (c *conn) fail(op string, err error) {
 
 // finish counts the connection and ends it.
 func (c *conn) finish(status int, err error) {
+	c.state = over
 	c.close()
 	c.jobs--
-	c.tally.ok++
-	if err != nil {
-		c.tally.ok--
-		c.tally.fail(status, err, 1)
-	}
-}
-
-func (c *conn) close() {
-	c.state = over
-	c.tally.sent, c.tally.returned = c.tally.sent+c.sent, c.tally.returned+c.returned
-	if c.in != nil {
-		close(c.in.lend)
-	}
-	c.watch.close()
+	c.tally.count(status, err, 1)
 }
 
 // ---- Data ----
@@ -936,11 +925,11 @@ type options struct {
 	block                            []byte // the MESSAGEs; nil: standard input
 }
 
-const usage = `usage: echomux                              the demo, both ends in one loop
-       echomux [flags] HOST PORT [MESSAGE ...]
-       echomux -serve [HOST] PORT           be the echo server
+const usage = `usage: echomux [flags] HOST PORT [MESSAGE ...]   all that is sent has to come back
+       echomux -serve [HOST] PORT               be the echo server
+       echomux                                  the demo: both ends in one loop
 
-Sends each MESSAGE with a newline, or else standard input; all of it has to come back.
+Each MESSAGE is sent with a newline; without one, standard input is sent.
 
   -connect-timeout 3.5s  from name to connection, all addresses together
   -io-timeout 5.5s       longest silence while the peer owes something
@@ -1031,7 +1020,12 @@ type tally struct {
 	times                  map[string]int // of each cause
 }
 
-func (t *tally) fail(status int, err error, n int) {
+// count adds n connections that ended with err, nil for a whole job.
+func (t *tally) count(status int, err error, n int) {
+	if err == nil {
+		t.ok += n
+		return
+	}
 	if t.failed == 0 {
 		t.status, t.times = status, make(map[string]int)
 	}
@@ -1043,63 +1037,57 @@ func (t *tally) fail(status int, err error, n int) {
 }
 
 // spread keeps the least, the mean and the most of durations in constant memory.
-type spread struct {
-	n              int64
-	min, max, mean float64 // ns
-}
+type spread struct{ n, min, sum, max time.Duration }
 
 func (s *spread) add(d time.Duration) {
-	v := float64(d)
 	if s.n++; s.n == 1 {
-		s.min = v
+		s.min = d
 	}
-	s.min, s.max, s.mean = min(s.min, v), max(s.max, v), s.mean+(v-s.mean)/float64(s.n)
+	s.min, s.sum, s.max = min(s.min, d), s.sum+d, max(s.max, d)
 }
 
-func (s *spread) String() string {
-	return fmt.Sprintf("%.2f/%.2f/%.2f", s.min/1e6, s.mean/1e6, s.max/1e6)
+// ms is what the spread adds to a line, in milliseconds: nothing, the one duration, or all three.
+func (s *spread) ms(name string, one bool) string {
+	const ms = float64(time.Millisecond)
+	switch {
+	case s.n == 0:
+		return ""
+	case one:
+		return fmt.Sprintf(" %s_ms=%.2f", name, float64(s.sum)/ms)
+	}
+	return fmt.Sprintf(" %s_ms=%.2f/%.2f/%.2f", name, float64(s.min)/ms, float64(s.sum/s.n)/ms, float64(s.max)/ms)
 }
-
-func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d)/1e6) }
 
 // report prints the one line that ends a run, and returns the exit status.
 func (l *loop) report() int {
-	t, status, outcome := &l.tally, l.tally.status, "ok"
+	t, status, interrupted := &l.tally, cmp.Or(l.interrupted, l.tally.status), ""
 	if l.interrupted != 0 {
-		status, outcome = l.interrupted, "interrupted"
-	}
-	if l.quiet && status == exitOK {
+		interrupted = " interrupted"
+	} else if l.quiet && status == exitOK {
 		return status
 	}
-	line := cmp.Or(t.place, fmt.Sprintf("%s:%d", printable(l.host), l.port)) + " " + outcome
+	place := cmp.Or(t.place, fmt.Sprintf("%s:%d", printable(l.host), l.port))
+	line, whole := place+cmp.Or(interrupted, " ok"), l.n > 1 || t.failed == 0
 	switch {
-	case l.serve && t.failed == 0:
+	case l.serve && whole:
 		t = &l.served
 		line = fmt.Sprintf("%s interrupted ok=%d failed=%d", t.place, t.ok, t.failed)
 	case l.n > 1:
 		for _, cause := range t.causes {
 			fmt.Fprintf(l.stderr, "echomux: %s (%d connections)\n", cause, t.times[cause])
 		}
-		line = fmt.Sprintf("%s ok=%d failed=%d", strings.TrimSuffix(line, " ok"), t.ok, t.failed)
-	case t.failed > 0 && l.interrupted == 0:
+		line = fmt.Sprintf("%s%s ok=%d failed=%d", place, interrupted, t.ok, t.failed)
+	case !whole && l.interrupted == 0:
 		line = t.causes[0]
 	}
 	line += fmt.Sprintf(" sent=%d returned=%d", t.sent, t.returned)
-	show := func(name string, s spread) {
-		if one := ms(time.Duration(s.mean)); s.n > 0 && l.n == 1 && name != "rtt" {
-			line += " " + name + "_ms=" + one
-		} else if s.n > 0 {
-			line += " " + name + "_ms=" + s.String()
-		}
-	}
-	if l.n > 1 || t.failed == 0 {
-		show("connect", t.connect)
+	if whole {
+		line += t.connect.ms("connect", l.n == 1)
 	}
 	if l.rounds() {
-		line += fmt.Sprintf(" rounds=%d", t.rtt.n)
-		show("rtt", t.rtt)
-	} else if l.n > 1 || t.failed == 0 {
-		show("exchange", t.exchange)
+		line += fmt.Sprintf(" rounds=%d", t.rtt.n) + t.rtt.ms("rtt", false)
+	} else if whole {
+		line += t.exchange.ms("exchange", l.n == 1)
 	}
 	fmt.Fprintf(l.stderr, "echomux: %s\n", line)
 	return status
