@@ -47,8 +47,8 @@ const (
 
 const (
 	ringSize    = 1 << 20                // bytes of standard input kept until they are back, at most
-	chunkSize   = 128 << 10              // bytes of one read, at most
-	minLoan     = 32 << 10               // bytes; a smaller gap in the ring is not worth a read
+	loanSize    = 256 << 10              // bytes of one read of it; a smaller gap is not worth two wake-ups
+	chunkSize   = 128 << 10              // bytes of one read of a socket, at most
 	batchSize   = 256                    // events of one wait, at most
 	minTry      = time.Second            // for one address of several, while that much is left
 	drainTime   = 500 * time.Millisecond // for the peer's FIN after ours
@@ -761,10 +761,10 @@ func (c *conn) lendInput() {
 		return
 	}
 	p := c.data.piece(c.goal, c.settled()+ringSize)
-	if len(p) >= minLoan || len(p) > 0 && (c.goal+int64(len(p)))%ringSize == 0 {
+	if len(p) >= loanSize || len(p) > 0 && (c.goal+int64(len(p)))%ringSize == 0 {
 		c.in.lent = true
 		c.loans++
-		c.in.lend <- p[:min(len(p), chunkSize)]
+		c.in.lend <- p[:min(len(p), loanSize)]
 	}
 }
 
