@@ -66,6 +66,45 @@ func TestFullBacklog(t *testing.T) {
 		want(t, 4, at.String(), `echomux: connect A: timed out \(3 connections\)\nechomux: A ok=0 failed=3 sent=0 returned=0`)
 }
 
+// TestPendingConnect: connectResult can be asked at any time.
+func TestPendingConnect(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	s := p.connecting(fullBacklog(t, "127.0.0.1", 0))
+	p.silent("a pending connect")
+	for range 3 {
+		local, peer, err := p.net.connectResult(s)
+		p.want("connectResult", err, errWouldBlock)
+		if local.IsValid() || peer.IsValid() {
+			t.Errorf("not connected, but from %v to %v", local, peer)
+		}
+	}
+}
+
+// TestSocketOptions: both kinds of sockets send small pieces at once, keep urgent data in the stream
+// and are not inherited by other programs.
+func TestSocketOptions(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	listener, bound := p.listening("127.0.0.1:0")
+	p.must("add", p.add(listener, readable))
+	connected := p.connecting(bound)
+	p.await(listener, readable)
+	accepted, _, err := p.net.accept(listener)
+	p.must("accept", err)
+	p.open[accepted] = true
+	for name, s := range map[string]socket{"connected": connected, "accepted": accepted} {
+		for option, at := range map[string][2]int{"TCP_NODELAY": {unix.IPPROTO_TCP, unix.TCP_NODELAY}, "SO_OOBINLINE": {unix.SOL_SOCKET, unix.SO_OOBINLINE}} {
+			if on, err := unix.GetsockoptInt(int(s), at[0], at[1]); on != 1 || err != nil {
+				t.Errorf("%s of the %s socket: %d, %v", option, name, on, err)
+			}
+		}
+		if flags, err := unix.FcntlInt(uintptr(s), unix.F_GETFD, 0); flags&unix.FD_CLOEXEC == 0 || err != nil {
+			t.Errorf("the %s socket is inherited", name)
+		}
+	}
+}
+
 // TestSignalWhileConnecting: a pending connect is interrupted at once.
 func TestSignalWhileConnecting(t *testing.T) {
 	t.Parallel()

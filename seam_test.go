@@ -66,21 +66,25 @@ func TestSeam(t *testing.T) {
 			if contract.fault != "" {
 				faulty(t, "wine", contract.fault)
 			}
-			p, err := newPoller()
-			if err != nil {
-				t.Fatal(err)
-			}
-			k := platform{t, p, system{}, map[socket]bool{}}
-			t.Cleanup(func() {
-				for s := range k.open {
-					k.remove(s) // it may be out already
-					k.must("close", k.net.close(s))
-				}
-				k.must("close of the poller", p.close())
-			})
-			contract.test(k)
+			contract.test(newPlatform(t))
 		})
 	}
+}
+
+func newPlatform(t testing.TB) platform {
+	k, err := newPoller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := platform{t, k, system{}, map[socket]bool{}}
+	t.Cleanup(func() {
+		for s := range p.open {
+			p.remove(s) // it may be out already
+			p.must("close", p.net.close(s))
+		}
+		p.must("close of the poller", k.close())
+	})
+	return p
 }
 
 func (p platform) must(what string, err error) {
