@@ -257,7 +257,9 @@ func exchange(server netip.AddrPort, name, family string, deadline time.Time) ([
 			if queries[i] = newQuery(name, rtype); queries[i] == nil {
 				return nil, errNoName
 			}
-			unix.Write(fd, queries[i]) // a failure is the next read's, or a silence
+			if _, err := unix.Write(fd, queries[i]); err != nil { // it can be the query before that is refused
+				return nil, fault("write", err)
+			}
 			open++
 		}
 	}
