@@ -1067,10 +1067,10 @@ func (l *loop) report() int {
 		return status
 	}
 	place := cmp.Or(t.place, fmt.Sprintf("%s:%d", printable(l.host), l.port))
-	line, whole := place+cmp.Or(interrupted, " ok"), l.n > 1 || t.failed == 0
+	line, whole, taken := place+cmp.Or(interrupted, " ok"), l.n > 1 || t.failed == 0, "sent"
 	switch {
 	case l.serve && whole:
-		t = &l.served
+		t, taken = &l.served, "received"
 		line = fmt.Sprintf("%s interrupted ok=%d failed=%d", t.place, t.ok, t.failed)
 	case l.n > 1:
 		for _, cause := range t.causes {
@@ -1080,7 +1080,7 @@ func (l *loop) report() int {
 	case !whole && l.interrupted == 0:
 		line = t.causes[0]
 	}
-	line += fmt.Sprintf(" sent=%d returned=%d", t.sent, t.returned)
+	line += fmt.Sprintf(" %s=%d returned=%d", taken, t.sent, t.returned)
 	if whole {
 		line += t.connect.ms("connect", l.n == 1)
 	}

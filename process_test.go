@@ -424,7 +424,7 @@ func TestServeSignals(t *testing.T) {
 		open.Read(make([]byte, 1))
 		p.signal(t, s)
 		r := p.end(t)
-		r.want(t, status, "", `echomux: .*:`+port+`.* interrupted ok=3 failed=0 sent=2002 returned=2002`)
+		r.want(t, status, "", `echomux: .*:`+port+`.* interrupted ok=3 failed=0 received=2002 returned=2002`)
 	}
 }
 
