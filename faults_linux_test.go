@@ -278,3 +278,14 @@ func faultAnswer(query []byte, ip ...byte) []byte {
 	}
 	return a
 }
+
+// TestFaultLookupDescriptors: a look-up without descriptors is no name's fault.
+func TestFaultLookupDescriptors(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	p := command(t, "1", limited(8), "a.test", "7", "hello").start(t)
+	if r := p.end(t); r.status != 6 || !strings.Contains(r.stderr, "too many open files (the limit is 8)") {
+		t.Errorf("status %d: %q", r.status, r.stderr)
+	}
+}

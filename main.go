@@ -700,10 +700,12 @@ func (c *conn) done() {
 	c.state, c.by = closing, c.after(drainTime)
 }
 
-// statusOf tells a timeout from other failures.
+// statusOf tells a timeout and the want of descriptors from other failures.
 func statusOf(err error, timeout, other int) int {
 	if errors.Is(err, errTimedOut) {
 		return timeout
+	} else if errors.Is(err, errTooManyFiles) {
+		return exitLocal
 	}
 	return other
 }
