@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -287,5 +289,177 @@ func TestFaultLookupDescriptors(t *testing.T) {
 	p := command(t, "1", limited(8), "a.test", "7", "hello").start(t)
 	if r := p.end(t); r.status != 6 || !strings.Contains(r.stderr, "too many open files (the limit is 8)") {
 		t.Errorf("status %d: %q", r.status, r.stderr)
+	}
+}
+
+// faultTidy: whatever came in, standard error is lines of printable ASCII, not many and not long.
+func faultTidy(t testing.TB, r result) {
+	t.Helper()
+	for i := range len(r.stderr) {
+		if c := r.stderr[i]; c != '\n' && (c < ' ' || c > '~') {
+			t.Errorf("control bytes on standard error: %s", tail(r.stderr))
+			break
+		}
+	}
+	if len(r.stderr) > 4000 || !strings.HasSuffix(r.stderr, "\n") {
+		t.Errorf("%d bytes on standard error: %s", len(r.stderr), tail(r.stderr))
+	}
+}
+
+const evil = "\x1b]0;evil\x07\x1b[2J\x9b31m\r\x00\x7f"
+
+// TestFaultWords: hostile words on the command line.
+func TestFaultWords(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	_, port := faultListen(t, "127.0.0.1", "0")
+	control := strings.ReplaceAll(evil, "\x00", "")
+	for _, test := range []struct {
+		status int
+		args   []string
+	}{
+		{3, []string{strings.Repeat("a", 10_000), port, "x"}},
+		{3, []string{strings.Repeat("a.", 5_000), port, "x"}},
+		{3, []string{strings.Repeat(".", 10_000), port, "x"}},
+		{3, []string{strings.Repeat(control, 1000), port, "x"}},
+		{3, []string{"a" + control, port, "x"}},
+		{3, []string{"\xff\xfe", port, "x"}},
+		{3, []string{"::1%" + control, port, "x"}},
+		{3, []string{"::1%" + strings.Repeat("a", 10_000), port, "x"}},
+		{3, []string{"-v", "fe80::1%" + control, port, "x"}},
+		{2, []string{"-" + control, port}},
+		{2, []string{"-n=" + control, "127.0.0.1", port, "x"}},
+		{2, []string{"-until", control, "127.0.0.1", port, "x"}},
+		{2, []string{"127.0.0.1", control, "x"}},
+		{2, []string{control}},
+		{2, []string{"127.0.0.1", strings.Repeat("9", 3_000), "x"}},
+		{2, []string{"-n", "9223372036854775808", "127.0.0.1", port, "x"}},
+		{2, []string{"-io-timeout", "2562047h47m16.854775808s", "127.0.0.1", port, "x"}},
+		{0, []string{"-v", "127.0.0.1", port, control, "\xff\xfe", ""}},
+		{0, []string{"-v", "-connect-timeout", "2562047h47m16.854775807s", "-io-timeout", "2562047h47m16.854775807s", "localhost", port, "x"}},
+		{0, []string{"-count", "2", "-every", "1ns", "127.0.0.1", port, "x"}},
+		{0, []string{"127.0.0.1", port, strings.Repeat("m", 120_000)}},
+	} {
+		r, took := faultRun(t, test.args...)
+		faultTidy(t, r)
+		if r.status != test.status {
+			t.Errorf("%.80q: status %d, want %d: %s", test.args, r.status, test.status, tail(r.stderr))
+		}
+		if took > 5*time.Second {
+			t.Errorf("%.80q: it took %v", test.args, took)
+		}
+	}
+	// As much of everything as there is: descriptors end it, or the signal.
+	r := command(t, "1", limited(64), "-n", "9223372036854775807", "-count", "9223372036854775807", "127.0.0.1", port, "x").start(t).end(t)
+	r.want(t, 6, "127.0.0.1:"+port, `echomux: connect A: too many open files \(the limit is 64\) \(9223372036854775807 connections\)
+echomux: A ok=0 failed=9223372036854775807 sent=\d+ returned=\d+.*`)
+	p := command(t, "1", nil, "-count", "9223372036854775807", "-every", "2562047h47m16.854775807s", "127.0.0.1", port, "x").start(t)
+	p.stderr.await(t, "round=1", 1)
+	p.signal(t, syscall.SIGTERM)
+	if r := p.end(t); r.status != 143 {
+		t.Errorf("status %d: %s", r.status, tail(r.stderr))
+	}
+}
+
+// TestFaultPeerBytes: what a peer sends reaches standard output as it is, and standard error not.
+func TestFaultPeerBytes(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) { io.WriteString(c, evil); c.CloseWrite(); ignores(c) })
+	for until, status := range map[string]int{"echo": 1, "eof": 0} {
+		r, _ := faultRun(t, "-v", "-until", until, "127.0.0.1", port, evil[:5])
+		faultTidy(t, r)
+		if want := map[string]string{"echo": evil[:5], "eof": evil}[until]; r.status != status || r.stdout != want {
+			t.Errorf("-until %s: status %d, standard output %q: %s", until, r.status, r.stdout, tail(r.stderr))
+		}
+	}
+	at, port := faultListen(t, "127.0.0.1", "0")
+	p := command(t, "1", nil, "127.0.0.1", port)
+	p.Stdin = strings.NewReader(evil)
+	r := p.start(t).end(t)
+	r.want(t, 0, at, `echomux: A ok .*`)
+	r.wantStdout(t, evil)
+}
+
+// TestFaultFiles: a hosts file and a resolv.conf of garbage, and of 10 MB.
+func TestFaultFiles(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	_, port := faultListen(t, "127.0.0.1", "0")
+	faultDNS(t, "127.0.0.1:53", func(query []byte) []byte { return faultAnswer(query, 127, 0, 0, 1) })
+	garbage, size := string(noise(100_000)), 10<<20
+	fill := func(line string) string { return strings.Repeat(line, size/len(line)) }
+	for what, test := range map[string]struct {
+		hosts, conf string
+		status      int
+	}{
+		"no file says anything":   {"", "", 0},
+		"garbage":                 {garbage, garbage, 0},
+		"garbage around":          {garbage + "\n127.0.0.1 a.test\n" + garbage, "", 0},
+		"NULs":                    {fill("\x00"), fill("\x00"), 0},
+		"no newline":              {fill("127.0.0.1 "), fill("nameserver 127.0.0.1 "), 0},
+		"others":                  {fill("127.0.0.1 b.test\n"), fill("nameserver 127.0.0.1\n"), 0},
+		"this one":                {fill("127.0.0.1 a.test\n"), "", 0},
+		"nobody there":            {fill("127.0.0.9 a.test\n"), "", 3},
+		"zones of control bytes":  {"::1%" + strings.ReplaceAll(evil, "\r", "") + " a.test\n", "", 3},
+		"a long zone":             {"::1%" + strings.Repeat("x", 9000) + " a.test\n", "", 3},
+		"search":                  {"", "nameserver 127.0.0.1\noptions ndots:9\nsearch" + strings.Repeat(" "+evil, 2000), 0},
+		"search, long":            {"", fill("search " + strings.Repeat("x", 300) + "\n"), 0},
+		"options":                 {"", fill("options ndots:99999999999999999999 timeout:-1 attempts:99999999999999999999 : a:\n"), 0},
+		"name servers of garbage": {"", "nameserver 1.2.3\nnameserver ::ffff:127.0.0.1\nnameserver\nnameserver 127.0.0.1%" + evil, 0},
+		"a name server's zone":    {"", "nameserver fe80::1%\x1b[31m\n", 0},
+	} {
+		faultFile(t, "/etc/hosts", test.hosts)
+		faultFile(t, "/etc/resolv.conf", test.conf)
+		r, took := faultRun(t, "-connect-timeout", "3s", "a.test", port, "hello")
+		faultTidy(t, r)
+		if r.status != test.status || took > 5*time.Second {
+			t.Errorf("%s: status %d, want %d, in %v: %s", what, r.status, test.status, took, tail(r.stderr))
+		}
+	}
+}
+
+// TestFaultAnswers: answers of a name server that mutates them.
+func TestFaultAnswers(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	_, port := faultListen(t, "127.0.0.1", "0")
+	random := rand.New(rand.NewPCG(3, 4))
+	faultDNS(t, "127.0.0.1:53", func(query []byte) []byte {
+		a := faultAnswer(query, 127, 0, 0, 1)
+		switch random.IntN(6) {
+		case 0:
+			return a[:random.IntN(len(a))]
+		case 1: // thousands of addresses where nobody is, as far as a datagram goes
+			for len(a) < 60_000 {
+				a = append(a, 0xc0, 12, 0, query[len(query)-3], 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 9)
+			}
+			a[6], a[7] = 0xff, 0xff
+		case 2: // names that point at themselves
+			a = append(a[:len(query)], 0xc0, byte(len(query)), 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1)
+		}
+		for range random.IntN(8) {
+			a[2+random.IntN(len(a)-2)] ^= 1 << random.IntN(8)
+		}
+		return a
+	})
+	faultFile(t, "/etc/resolv.conf", "options timeout:1 attempts:1\n")
+	fates := map[int]int{}
+	for range 5 {
+		var runs [60]*running
+		for i := range runs {
+			runs[i] = begin(nil, "-connect-timeout", "300ms", "a.test", port, "hello")
+		}
+		for _, run := range runs {
+			r := run.end(t)
+			faultTidy(t, r)
+			fates[r.status]++
+		}
+	}
+	t.Logf("by exit status: %v", fates)
+	if fates[0] == 0 || fates[3] == 0 || fates[4] == 0 || fates[0]+fates[3]+fates[4] != 300 {
+		t.Errorf("by exit status: %v", fates)
 	}
 }
