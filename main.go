@@ -52,6 +52,7 @@ const (
 	batchSize   = 256                    // events of one wait, at most
 	minTry      = time.Second            // for one address of several, while that much is left
 	drainTime   = 500 * time.Millisecond // for the peer's FIN after ours
+	maxAddrs    = 32                     // of a name: each is tried, and named if all fail
 	acceptPause = 100 * time.Millisecond // when accept fails, say for want of descriptors
 	never       = time.Duration(math.MaxInt64)
 )
@@ -336,8 +337,9 @@ func (w *watch) logData(what string, p []byte) {
 func (l *loop) resolve(then func([]netip.Addr)) {
 	answer := func(addrs []netip.Addr, err error) {
 		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
-			return l.family != "ip" && a.Unmap().Is4() != (l.family == "ip4")
+			return l.family != "ip" && a.Unmap().Is4() != (l.family == "ip4") || printable(a.Zone()) != a.Zone()
 		})
+		addrs = addrs[:min(len(addrs), maxAddrs)]
 		if err == nil && len(addrs) == 0 {
 			err = errors.New("no address of that family")
 		}
@@ -700,10 +702,12 @@ func (c *conn) done() {
 	c.state, c.by = closing, c.after(drainTime)
 }
 
-// statusOf tells a timeout from other failures.
+// statusOf tells a timeout and the want of descriptors from other failures.
 func statusOf(err error, timeout, other int) int {
 	if errors.Is(err, errTimedOut) {
 		return timeout
+	} else if errors.Is(err, errTooManyFiles) {
+		return exitLocal
 	}
 	return other
 }
@@ -961,8 +965,10 @@ func parse(args []string) (o options, err error) {
 	f.BoolVar(&o.verbose, "v", false, "")
 	f.BoolVar(&o.quiet, "q", false, "")
 	f.BoolVar(&o.serve, "serve", false, "")
-	if err := f.Parse(args); err != nil {
+	if err := f.Parse(args); err == flag.ErrHelp {
 		return o, err
+	} else if err != nil {
+		return o, fmt.Errorf("%+#q", err.Error()) // it has a word of the user's as it came
 	}
 	o.family = map[bool]string{true: "ip", four: "ip4", six: "ip6"}[true]
 	words := f.Args()

@@ -182,7 +182,7 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 	eachLine(r.conf, func(words []string) {
 		a, err := netip.ParseAddr(words[len(words)-1])
 		switch {
-		case words[0] == "nameserver" && err == nil && len(servers) < 3:
+		case words[0] == "nameserver" && err == nil && len(servers) < 3 && printable(a.Zone()) == a.Zone():
 			servers = append(servers, netip.AddrPortFrom(a.Unmap(), r.port))
 		case words[0] == "domain" || words[0] == "search":
 			names = append(names[:1], words[1:]...)
