@@ -52,7 +52,7 @@ const (
 	batchSize   = 256                    // events of one wait, at most
 	minTry      = time.Second            // for one address of several, while that much is left
 	drainTime   = 500 * time.Millisecond // for the peer's FIN after ours
-	maxAddrs    = 32                     // of a name: each is tried, and named if all fail
+	maxAddrs    = 128                    // of a name: each is tried, and named if all fail
 	acceptPause = 100 * time.Millisecond // when accept fails, say for want of descriptors
 	never       = time.Duration(math.MaxInt64)
 )
@@ -336,8 +336,11 @@ func (w *watch) logData(what string, p []byte) {
 // them. The seam bounds that by the time left.
 func (l *loop) resolve(then func([]netip.Addr)) {
 	answer := func(addrs []netip.Addr, err error) {
+		seen := make(map[netip.Addr]bool)
 		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
-			return l.family != "ip" && a.Unmap().Is4() != (l.family == "ip4") || printable(a.Zone()) != a.Zone()
+			again := seen[a]
+			seen[a] = true
+			return again || l.family != "ip" && a.Unmap().Is4() != (l.family == "ip4") || printable(a.Zone()) != a.Zone()
 		})
 		addrs = addrs[:min(len(addrs), maxAddrs)]
 		if err == nil && len(addrs) == 0 {

@@ -136,11 +136,7 @@ func (r resolver) lookup(host, family string, deadline time.Time) (addrs []netip
 	})
 	if last := name[strings.LastIndexByte(name, '.')+1:]; strings.EqualFold(last, "localhost") {
 		// RFC 6761 section 6.3: loopback, whatever a file lacks or a server says.
-		for _, a := range []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})} {
-			if !slices.Contains(addrs, a) {
-				addrs = append(addrs, a)
-			}
-		}
+		addrs = append(addrs, netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1}))
 	}
 	if addrs != nil {
 		return addrs, nil
