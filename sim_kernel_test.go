@@ -3,7 +3,7 @@ package main
 // A simulated platform: a kernel of sockets, a poller and a network, with a virtual clock. All that
 // is left to chance is drawn from one source, so a seed replays to the same calls, event for event.
 // What the program may rely on is checked where it happens (see kernel.fail); what came of each
-// connection is kept in a record, from which sim_test.go derives the outcome that must be reported.
+// connection is kept in a trail, from which sim_test.go derives the outcome that must be reported.
 
 import (
 	"bytes"
@@ -209,7 +209,7 @@ type sock struct {
 	wrote    int64
 
 	peer    *peer
-	rec     *record
+	rec     *trail
 	backlog []*peer // of a listener
 	acceptE []error // what accept says first
 }
@@ -235,23 +235,23 @@ var streamText = func() []byte {
 	return bytes.Repeat(text, 20) // so that any 128 KiB of it are contiguous
 }()
 
-// source is where the bytes of a stream come from: the text above, or MESSAGEs over and over.
-type source struct {
+// simText is where the bytes of a stream come from: the text above, or MESSAGEs over and over.
+type simText struct {
 	block []byte // repeated; long enough for any one read
 	size  int    // of what is repeated
 }
 
-func newSource(messages []byte) source {
+func newSimText(messages []byte) simText {
 	if messages == nil {
-		return source{streamText, streamPeriod}
+		return simText{streamText, streamPeriod}
 	}
-	return source{messages, len(messages)}
+	return simText{messages, len(messages)}
 }
 
-func (s source) at(off int64) byte { return s.block[off%int64(s.size)] }
+func (s simText) at(off int64) byte { return s.block[off%int64(s.size)] }
 
 // fill copies the stream from off to p.
-func (s source) fill(p []byte, off int64) {
+func (s simText) fill(p []byte, off int64) {
 	for len(p) > 0 {
 		n := copy(p, s.block[off%int64(s.size):])
 		p, off = p[n:], off+int64(n)
@@ -259,7 +259,7 @@ func (s source) fill(p []byte, off int64) {
 }
 
 // same counts the first bytes of p that are those from off on.
-func (s source) same(p []byte, off int64) int {
+func (s simText) same(p []byte, off int64) int {
 	done := 0
 	for done < len(p) {
 		want := s.block[off%int64(s.size):]
@@ -891,7 +891,7 @@ type peer struct {
 	k    *kernel
 	sock *sock // the program's end; nil: closed, or not accepted yet
 	addr netip.AddrPort
-	src  source
+	src  simText
 	base int64 // of the stream's text
 
 	delay, gap time.Duration // of a reaction, between two steps

@@ -42,8 +42,8 @@ type fate struct {
 	never, prompt, self, early    bool
 }
 
-// record is what the simulated kernel has seen of one of the client's connections.
-type record struct {
+// trail is what the simulated kernel has seen of one of the client's connections.
+type trail struct {
 	*simulation
 	index   int
 	tried   int // addresses
@@ -79,11 +79,11 @@ type simulation struct {
 	answers chan lookupAnswer
 	waiting bool // the lookup has not answered
 
-	src       source
+	src       simText
 	addrs     []netip.Addr // in the order of the attempts
 	connectBy time.Duration
-	records   []*record
-	failing   *record // is due to try its next address
+	records   []*trail
+	failing   *trail // is due to try its next address
 	verdicts  []verdict
 	finished  int
 	signal    int // the status of one that was posted
@@ -177,11 +177,11 @@ func (s *simulation) after(d time.Duration) time.Duration { return s.k.now + min
 
 // attempt is a call of openSocket: the next address of a connection whose last attempt failed,
 // or the first one of another.
-func (s *simulation) attempt(to netip.AddrPort) *record {
+func (s *simulation) attempt(to netip.AddrPort) *trail {
 	r := s.failing
 	s.failing = nil
 	if r == nil {
-		r = &record{simulation: s, index: len(s.records)}
+		r = &trail{simulation: s, index: len(s.records)}
 		s.records = append(s.records, r)
 	}
 	if len(s.records) > s.o.n || s.o.serve {
@@ -199,7 +199,7 @@ func (s *simulation) attempt(to netip.AddrPort) *record {
 	return r
 }
 
-func (r *record) attemptFailed(err error) {
+func (r *trail) attemptFailed(err error) {
 	r.causes = append(r.causes, err)
 	r.sock = nil
 	switch {
@@ -213,7 +213,7 @@ func (r *record) attemptFailed(err error) {
 }
 
 // connectVerdict: of all causes the one furthest along decides; every address is named.
-func (r *record) connectVerdict() {
+func (r *trail) connectVerdict() {
 	words := []string{}
 	refused, timedOut := false, false
 	for i, err := range r.causes {
@@ -229,7 +229,7 @@ func (r *record) connectVerdict() {
 	r.ends()
 }
 
-func (r *record) ends() {
+func (r *trail) ends() {
 	r.over = true
 	r.finished++
 	r.verdicts = append(r.verdicts, *r.verdict)
@@ -237,7 +237,7 @@ func (r *record) ends() {
 }
 
 // begins: connectResult has said that there is a connection, or was.
-func (r *record) begins(err error) {
+func (r *trail) begins(err error) {
 	r.begun, r.moved = true, r.k.now
 	if err != nil {
 		r.brokenBy, r.brokenStatus = []string{"connect " + r.place.String(), errReset.Error()}, exitExchange
@@ -248,12 +248,12 @@ func (r *record) begins(err error) {
 
 // ---- The oracle: exchanging ----
 
-func (r *record) judge(status int, words ...string) {
+func (r *trail) judge(status int, words ...string) {
 	r.verdict = &verdict{status, words, 1}
 }
 
 // needless is how much of the stream has done its work.
-func (r *record) needless() int64 {
+func (r *trail) needless() int64 {
 	if r.o.until == "echo" {
 		return r.returned
 	}
@@ -261,7 +261,7 @@ func (r *record) needless() int64 {
 }
 
 // byCause: what broke the sending comes before what followed from it.
-func (r *record) byCause(status int, words ...string) {
+func (r *trail) byCause(status int, words ...string) {
 	if r.brokenBy != nil {
 		status, words = r.brokenStatus, r.brokenBy
 	}
@@ -527,7 +527,7 @@ func (s *simulation) turnEnds(ms int) {
 	}
 }
 
-func (r *record) turnEnds() (want readiness, deadline time.Duration) {
+func (r *trail) turnEnds() (want readiness, deadline time.Duration) {
 	k := r.k
 	if r.verdict != nil {
 		k.fail("#%d has ended and is not closed", r.index+1)
@@ -814,6 +814,7 @@ func (s *simulation) judge(status int) {
 	text = strings.TrimSuffix(text, "\n")
 	lastLine := text[strings.LastIndexByte(text, '\n')+1:]
 	var expect []string
+	received := "sent"
 	var sent, returned int64
 	for _, r := range s.records {
 		sent, returned = sent+r.sent, returned+r.returned
@@ -821,7 +822,7 @@ func (s *simulation) judge(status int) {
 	switch {
 	case s.o.serve && s.signal != 0 && first == nil:
 		expect = append(expect, "interrupted", fmt.Sprintf("ok=%d failed=%d", s.servedOK, s.servedBad))
-		sent, returned = s.srvRead, s.srvWrote
+		sent, returned, received = s.srvRead, s.srvWrote, "received"
 	case s.o.n > 1:
 		expect = append(expect, fmt.Sprintf("ok=%d failed=%d", ok, failed))
 		n := 0
@@ -846,7 +847,7 @@ func (s *simulation) judge(status int) {
 	default:
 		expect = append(expect, " ok")
 	}
-	expect = append(expect, fmt.Sprintf(" sent=%d returned=%d", sent, returned))
+	expect = append(expect, fmt.Sprintf(" %s=%d returned=%d", received, sent, returned))
 	if !strings.HasPrefix(lastLine, "echomux: ") || !anyLine(lastLine, expect) {
 		k.fail("the last line lacks one of %q: %s", expect, lastLine)
 	}
@@ -1063,7 +1064,7 @@ func (s *simulation) client(flag func(string, any), args *[]string) {
 }
 
 // newFate draws what becomes of an attempt.
-func (s *simulation) newFate(r *record) (f fate) {
+func (s *simulation) newFate(r *trail) (f fate) {
 	k := s.k
 	f.prompt = k.oneIn(2)
 	if k.oneIn(2) {
@@ -1190,7 +1191,7 @@ func (s *simulation) run() (wrong string) {
 	if s.o, err = parse(s.args); err != nil {
 		k.fail("usage: %v", err)
 	}
-	s.src = newSource(s.o.block)
+	s.src = newSimText(s.o.block)
 	s.addrs = s.ofFamily(s.addrs)
 	start := k.now
 	s.connectBy = s.after(s.o.connectTimeout)
