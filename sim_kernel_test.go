@@ -776,6 +776,7 @@ func (k *kernel) wait(events []event, ms int) (int, error) {
 	k.woke = k.now
 	if err := k.sim.waitFails(); err != nil {
 		k.logf("wait: %v", err)
+		k.sim.abortedBy = nil // a lookup's answer is only on its way
 		k.sim.aborted(err)
 		return 0, err
 	}

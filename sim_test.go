@@ -231,6 +231,9 @@ func (r *trail) connectVerdict() {
 
 func (r *trail) ends() {
 	r.over = true
+	if r.abortedBy != nil { // it was counted
+		return
+	}
 	r.finished++
 	r.verdicts = append(r.verdicts, *r.verdict)
 	r.k.logf("  verdict on #%d: %d %q", r.index+1, r.verdict.status, r.verdict.words)
@@ -441,10 +444,12 @@ func (s *sock) observeClose() {
 			k.fail("#%d is drained until %v, not %v; something to read: %v", r.index+1, k.now, r.drainBy, s.rxThere())
 		}
 		r.judge(exitOK)
-	case r.inp.err != nil && r.inp.ended:
-		r.judge(exitLocal, "standard input", errStdin.Error())
 	default:
 		by := r.moved + min(r.o.ioTimeout, never-r.moved)
+		if i := &r.inp; i.err != nil && i.ended && (i.postedWait < k.waits || !r.owing || k.now < by) {
+			r.judge(exitLocal, "standard input", errStdin.Error())
+			break
+		}
 		switch {
 		case !r.owing || k.now < by:
 			k.fail("#%d times out at %v, not %v; owed %v", r.index+1, k.now, by, r.owing)
