@@ -205,8 +205,10 @@ func (l *loop) run() {
 
 // abort ends the run: what is unfinished has failed. check does so if the poller did.
 func (l *loop) abort(status int, err error) {
-	l.tally.count(status, err, l.jobs)
-	l.jobs = 0
+	if l.jobs > 0 {
+		l.tally.count(status, err, l.jobs)
+		l.jobs = 0
+	}
 }
 
 func (l *loop) check(err error) {
@@ -727,8 +729,10 @@ func (c *conn) fail(op string, err error) {
 func (c *conn) finish(status int, err error) {
 	c.state = over
 	c.close()
-	c.jobs--
-	c.tally.count(status, err, 1)
+	if c.jobs > 0 { // else the run was aborted or interrupted, with this one unfinished
+		c.jobs--
+		c.tally.count(status, err, 1)
+	}
 }
 
 // ---- Data ----
