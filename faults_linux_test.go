@@ -800,3 +800,45 @@ func TestFaultIdle(t *testing.T) {
 		})
 	}
 }
+
+// TestFaultCollector: a server without descriptors survives its garbage collector, whose timers want
+// one. Clients that stop reading and go on make it garbage.
+func TestFaultCollector(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	port := port0(t)
+	p := command(t, "1", limited(64), "-serve", "127.0.0.1", port).start(t)
+	var held []*net.TCPConn
+	eventually(t, func() bool {
+		if c, err := net.Dial("tcp", "127.0.0.1:"+port); err == nil {
+			held = append(held, c.(*net.TCPConn))
+		}
+		return strings.Contains(p.stderr.String(), "too many open files (the limit is 64)")
+	}, func() string { return "descriptors do not run out" })
+	chunk := make([]byte, 256<<10)
+	for range 3 {
+		for _, c := range held {
+			c.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
+			for err := error(nil); err == nil; {
+				_, err = c.Write(chunk)
+			}
+		}
+		for range 2 {
+			for _, c := range held {
+				c.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+				for err := error(nil); err == nil; {
+					_, err = c.Read(chunk)
+				}
+			}
+		}
+	}
+	for _, c := range held {
+		c.Close()
+	}
+	r, _ := faultRun(t, "127.0.0.1", port, "hello")
+	r.want(t, 0, "127.0.0.1:"+port, `echomux: A ok .*`)
+	p.signal(t, syscall.SIGTERM)
+	if r := p.end(t); r.status != 143 {
+		t.Errorf("status %d: %.300q", r.status, r.stderr)
+	}
+}
