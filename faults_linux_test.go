@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -461,5 +463,382 @@ func TestFaultAnswers(t *testing.T) {
 	t.Logf("by exit status: %v", fates)
 	if fates[0] == 0 || fates[3] == 0 || fates[4] == 0 || fates[0]+fates[3]+fates[4] != 300 {
 		t.Errorf("by exit status: %v", fates)
+	}
+}
+
+// faultPath is a network of one TUN device, where 192.0.2.2 is this very host behind a path that the
+// test controls: the relay swaps the two addresses of each packet, which leaves the checksums right.
+type faultPath struct {
+	tun         int
+	delay       atomic.Int64 // ns, each way
+	loss        atomic.Int64 // of 1000 packets
+	packets     atomic.Int64 // that came by
+	queue       chan faultPacket
+	stop, ended chan struct{}
+}
+
+type faultPacket struct {
+	due  time.Time
+	data []byte
+}
+
+func newFaultPath(t testing.TB, mtu uint32) *faultPath {
+	t.Helper()
+	tun, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Skipf("/dev/net/tun: %v", err)
+	}
+	control, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(control)
+	for _, step := range []struct {
+		fd, request int
+		set         func(*unix.Ifreq)
+	}{
+		{tun, unix.TUNSETIFF, func(r *unix.Ifreq) { r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI) }},
+		{control, unix.SIOCSIFADDR, func(r *unix.Ifreq) { r.SetInet4Addr([]byte{192, 0, 2, 1}) }},
+		{control, unix.SIOCSIFNETMASK, func(r *unix.Ifreq) { r.SetInet4Addr([]byte{255, 255, 255, 0}) }},
+		{control, unix.SIOCSIFMTU, func(r *unix.Ifreq) { r.SetUint32(mtu) }},
+		{control, unix.SIOCSIFFLAGS, func(r *unix.Ifreq) { r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING) }},
+	} {
+		r, err := unix.NewIfreq("fault0")
+		if err == nil {
+			step.set(r)
+			err = unix.IoctlIfreq(step.fd, uint(step.request), r)
+		}
+		if err != nil {
+			t.Skipf("TUN device: request %#x: %v", step.request, err)
+		}
+	}
+	p := &faultPath{tun: tun, queue: make(chan faultPacket, 10_000), stop: make(chan struct{}), ended: make(chan struct{}, 2)}
+	go p.take()
+	go p.give()
+	t.Cleanup(func() {
+		close(p.stop)
+		<-p.ended
+		<-p.ended
+		unix.Close(tun)
+	})
+	return p
+}
+
+// take reads packets and loses some.
+func (p *faultPath) take() {
+	defer func() { p.ended <- struct{}{} }()
+	random := rand.New(rand.NewPCG(5, 6))
+	for buf := make([]byte, 1<<16); ; {
+		select {
+		case <-p.stop:
+			return
+		default:
+		}
+		unix.Poll([]unix.PollFd{{Fd: int32(p.tun), Events: unix.POLLIN}}, 20)
+		n, err := unix.Read(p.tun, buf)
+		if err != nil || n < 20 || buf[0]>>4 != 4 {
+			continue
+		}
+		p.packets.Add(1)
+		if random.Int64N(1000) < p.loss.Load() {
+			continue
+		}
+		data := bytes.Clone(buf[:n])
+		copy(data[12:16], buf[16:20])
+		copy(data[16:20], buf[12:16])
+		select {
+		case p.queue <- faultPacket{time.Now().Add(time.Duration(p.delay.Load())), data}:
+		default: // full: lost
+		}
+	}
+}
+
+// give writes them when they are due.
+func (p *faultPath) give() {
+	defer func() { p.ended <- struct{}{} }()
+	for {
+		select {
+		case <-p.stop:
+			return
+		case q := <-p.queue:
+			time.Sleep(time.Until(q.due))
+			unix.Write(p.tun, q.data)
+		}
+	}
+}
+
+// TestFaultPath: delay, loss, small packets, and a path that falls silent for a while or for good.
+func TestFaultPath(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	path := newFaultPath(t, 296)
+	_, port := faultListen(t, "192.0.2.1", "0")
+	at := "192.0.2.2:" + port
+	send := func(size int, flags ...string) *process {
+		p := command(t, "1", nil, append(flags, "192.0.2.2", port)...)
+		p.Stdin = bytes.NewReader(noise(size))
+		return p.start(t)
+	}
+
+	before := path.packets.Load()
+	r := send(300_000).end(t)
+	r.want(t, 0, at, `echomux: A ok sent=300000 returned=300000 .*`)
+	r.wantStdout(t, string(noise(300_000)))
+	if n := path.packets.Load() - before; n < 600_000/256 {
+		t.Errorf("%d packets of at most 256 bytes", n)
+	}
+
+	path.delay.Store(int64(60 * time.Millisecond)) // each way
+	r = send(20_000).end(t)
+	r.want(t, 0, at, `echomux: A ok sent=20000 returned=20000 connect_ms=1[2-9]\d\.\d\d exchange_ms=N`)
+	r, _ = faultRun(t, "-connect-timeout", "100ms", "192.0.2.2", port, "hello")
+	r.want(t, 4, at, `echomux: connect A: timed out sent=0 returned=0`)
+	r, _ = faultRun(t, "-count", "5", "192.0.2.2", port, "hello")
+	r.want(t, 0, at, `echomux: A ok sent=30 returned=30 .* rounds=5 rtt_ms=1[2-9]\d.*`)
+
+	path.delay.Store(int64(2 * time.Millisecond))
+	path.loss.Store(50)
+	r = send(40_000, "-connect-timeout", "30s", "-io-timeout", "30s").end(t)
+	r.want(t, 0, at, `echomux: A ok sent=40000 returned=40000 .*`)
+	r, _ = faultRun(t, "-n", "50", "-connect-timeout", "30s", "-io-timeout", "30s", "192.0.2.2", port, "hello")
+	r.want(t, 0, at, `echomux: A ok=50 failed=0 sent=300 returned=300 .*`)
+	path.loss.Store(0)
+
+	dark := func(until func(p *process)) result {
+		path.delay.Store(int64(20 * time.Millisecond))
+		p := command(t, "1", nil, "-io-timeout", "1s", "-count", "0", "-every", "50ms", "192.0.2.2", port, "hello").start(t)
+		p.stderr.await(t, "round=3 ", 1)
+		path.loss.Store(1000)
+		until(p)
+		path.loss.Store(0)
+		return p.end(t)
+	}
+	r = dark(func(p *process) { <-p.over })
+	if r.status != 5 || !strings.Contains(r.lastLine(), "timed out after 1s of silence") {
+		t.Errorf("a path that fell silent: status %d, %q", r.status, r.lastLine())
+	}
+	r = dark(func(p *process) {
+		time.Sleep(300 * time.Millisecond)
+		path.loss.Store(0)
+		rounds := strings.Count(p.stderr.String(), "round=")
+		p.stderr.await(t, "round=", rounds+3)
+		p.signal(t, syscall.SIGTERM)
+	})
+	if r.status != 143 {
+		t.Errorf("a path that fell silent for a moment: status %d, %q", r.status, r.lastLine())
+	}
+}
+
+// faultIdle is what p uses of the processor during d, in nanoseconds of all its threads.
+func faultIdle(t testing.TB, p *process, d time.Duration) time.Duration {
+	t.Helper()
+	before := faultCPU(t, p)
+	time.Sleep(d)
+	return faultCPU(t, p) - before
+}
+
+func faultCPU(t testing.TB, p *process) (sum time.Duration) {
+	t.Helper()
+	tasks, _ := filepath.Glob("/proc/" + strconv.Itoa(p.Process.Pid) + "/task/*/schedstat")
+	for _, task := range tasks {
+		text, _ := os.ReadFile(task)
+		used, _, _ := strings.Cut(string(text), " ")
+		ns, _ := strconv.ParseInt(used, 10, 64)
+		sum += time.Duration(ns)
+	}
+	if sum == 0 {
+		t.Skip("no schedstat here")
+	}
+	return sum
+}
+
+// TestFaultStopped: a process that stood still for longer than the I/O timeout, while the peer did
+// its part, goes on; where the peer stood still, it does not.
+func TestFaultStopped(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	limit := []string{"-io-timeout", "400ms", "-connect-timeout", "400ms"}
+	const nap = 900 * time.Millisecond
+	server, port := startServer(t)
+	at := "127.0.0.1:" + port
+	t.Run("client", func(t *testing.T) {
+		p := command(t, "1", nil, append(limit, "127.0.0.1", port)...)
+		in, err := p.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.start(t)
+		big := noise(8 << 20)
+		go func() { in.Write(big); in.Close() }()
+		eventually(t, func() bool { return len(p.stdout.String()) > 1<<20 }, func() string { return "nothing comes back" })
+		p.signal(t, syscall.SIGSTOP)
+		time.Sleep(nap)
+		p.signal(t, syscall.SIGCONT)
+		r := p.end(t)
+		r.want(t, 0, at, `echomux: A ok sent=8388608 returned=8388608 .*`)
+		r.wantStdout(t, string(big))
+	})
+	t.Run("many", func(t *testing.T) {
+		released := make(chan struct{})
+		late, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) { <-released; echoes(c) })
+		p := command(t, "1", nil, append(limit, "-v", "-n", "500", "127.0.0.1", port, "hello")...).start(t)
+		p.stderr.await(t, "sent: ", 500)
+		p.signal(t, syscall.SIGSTOP)
+		close(released)
+		time.Sleep(nap)
+		p.signal(t, syscall.SIGCONT)
+		r := p.end(t)
+		r.stderr = r.lastLine() + "\n"
+		r.want(t, 0, late, `echomux: A ok=500 failed=0 sent=3000 returned=3000 .*`)
+	})
+	t.Run("server, for good", func(t *testing.T) {
+		server.signal(t, syscall.SIGSTOP)
+		defer server.signal(t, syscall.SIGCONT)
+		r, _ := faultRun(t, append(limit, "127.0.0.1", port, "hello")...)
+		r.want(t, 5, at, `echomux: read A: timed out after 400ms of silence \(0 of 6 bytes\) sent=6 returned=0`)
+	})
+	t.Run("server, for a moment", func(t *testing.T) {
+		p := command(t, "1", nil, "-count", "0", "-every", "10ms", "127.0.0.1", port, "hello").start(t)
+		p.stderr.await(t, "round=3 ", 1)
+		server.signal(t, syscall.SIGSTOP)
+		time.Sleep(300 * time.Millisecond)
+		rounds := strings.Count(p.stderr.String(), "round=")
+		server.signal(t, syscall.SIGCONT)
+		p.stderr.await(t, "round=", rounds+3)
+		p.signal(t, syscall.SIGTERM)
+		if r := p.end(t); r.status != 143 {
+			t.Errorf("status %d: %s", r.status, tail(r.stderr))
+		}
+	})
+}
+
+// TestFaultSlowReader: a reader of standard output that takes nothing for longer than the I/O
+// timeout is no silence of the peer.
+func TestFaultSlowReader(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	at, port := faultListen(t, "127.0.0.1", "0")
+	p := command(t, "1", nil, "-io-timeout", "400ms", "127.0.0.1", port)
+	big := noise(8 << 20)
+	slow, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	p.Stdin, p.Stdout = bytes.NewReader(big), w
+	p.start(t)
+	w.Close()
+	var got []byte
+	for buf := make([]byte, 3<<20); ; {
+		time.Sleep(900 * time.Millisecond)
+		n, err := io.ReadFull(slow, buf)
+		got = append(got, buf[:n]...)
+		if err != nil {
+			break
+		}
+	}
+	p.end(t).want(t, 0, at, `echomux: A ok sent=8388608 returned=8388608 .*`)
+	if !bytes.Equal(got, big) {
+		t.Errorf("%d other bytes", len(got))
+	}
+}
+
+// TestFaultIdle: waiting costs nothing, whatever is waited for.
+func TestFaultIdle(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	_, silent := serve(t, "127.0.0.1:0", ignores)
+	over := make(chan struct{})
+	_, stuck := serve(t, "127.0.0.1:0", func(*net.TCPConn) { <-over })
+	t.Cleanup(func() { close(over) })
+	_, port := startServer(t)
+	for range 20 {
+		io.WriteString(dialServer(t, "127.0.0.1", port), "x") // and never reads
+	}
+	exhausted := command(t, "1", limited(30), "-serve", "127.0.0.1", port0(t)).start(t)
+	exhaustedPort := exhausted.Args[len(exhausted.Args)-1]
+	eventually(t, func() bool {
+		c, err := net.Dial("tcp", "127.0.0.1:"+exhaustedPort)
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+		}
+		return strings.Contains(exhausted.stderr.String(), "too many open files (the limit is 30)")
+	}, func() string { return "descriptors do not run out" })
+	input := func(p *process, size int) *process {
+		stdin, err := p.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.start(t)
+		go stdin.Write(make([]byte, size))
+		return p
+	}
+	many := []string{"-io-timeout", "1m", "-n", "100", "127.0.0.1", silent, "hello"}
+	for what, p := range map[string]*process{
+		"a silent peer":               command(t, "1", nil, "-io-timeout", "1m", "127.0.0.1", silent, "hello").start(t),
+		"100 silent peers":            command(t, "1", nil, many...).start(t),
+		"a peer that reads nothing":   input(command(t, "1", nil, "-io-timeout", "1m", "127.0.0.1", stuck), 16<<20),
+		"a user who thinks":           input(command(t, "1", nil, "127.0.0.1", silent), 0),
+		"a round that is not due":     command(t, "1", nil, "-count", "0", "-every", "1h", "127.0.0.1", port, "hello").start(t),
+		"a server out of descriptors": exhausted,
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			time.Sleep(500 * time.Millisecond) // it has started
+			select {
+			case <-p.over:
+				t.Fatalf("it is over: %s", tail(p.stderr.String()))
+			default:
+			}
+			const d = 3 * time.Second
+			used := faultIdle(t, p, d)
+			t.Logf("%v of processor time in %v", used, d)
+			if used > d/50 {
+				t.Errorf("%v of processor time in %v", used, d)
+			}
+		})
+	}
+}
+
+// TestFaultCollector: a server without descriptors survives its garbage collector, whose timers want
+// one. Clients that stop reading and go on make it garbage.
+func TestFaultCollector(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	port := port0(t)
+	p := command(t, "1", limited(64), "-serve", "127.0.0.1", port).start(t)
+	var held []*net.TCPConn
+	eventually(t, func() bool {
+		if c, err := net.Dial("tcp", "127.0.0.1:"+port); err == nil {
+			held = append(held, c.(*net.TCPConn))
+		}
+		return strings.Contains(p.stderr.String(), "too many open files (the limit is 64)")
+	}, func() string { return "descriptors do not run out" })
+	chunk := make([]byte, 256<<10)
+	for range 3 {
+		for _, c := range held {
+			c.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
+			for err := error(nil); err == nil; {
+				_, err = c.Write(chunk)
+			}
+		}
+		for range 2 {
+			for _, c := range held {
+				c.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+				for err := error(nil); err == nil; {
+					_, err = c.Read(chunk)
+				}
+			}
+		}
+	}
+	for _, c := range held {
+		c.Close()
+	}
+	r, _ := faultRun(t, "127.0.0.1", port, "hello")
+	r.want(t, 0, "127.0.0.1:"+port, `echomux: A ok .*`)
+	p.signal(t, syscall.SIGTERM)
+	if r := p.end(t); r.status != 143 {
+		t.Errorf("status %d: %.300q", r.status, r.stderr)
 	}
 }

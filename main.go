@@ -74,6 +74,11 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "echomux: %v\n", err)
 		return exitLocal
 	}
+	if o.serve || o.n > 1 {
+		// These can run out of descriptors. The Go runtime makes a poller of its own when it first sets
+		// a timer, say for the collector's, and dies if it cannot: let it, now.
+		time.Sleep(1)
+	}
 	start := time.Now()
 	l := newLoop(o, p, system{}, func() time.Duration { return time.Since(start) })
 	l.stdout, l.stderr, l.lookup = stdout, stderr, resolve
