@@ -345,6 +345,8 @@ func (s *sock) ready() (r readiness) {
 	return r & s.armed
 }
 
+func nothing() {}
+
 // spuriously makes a call of s fail with errWouldBlock although the socket was ready, and the
 // readiness stay away for a moment.
 func (s *sock) spuriously(held, since *time.Duration) bool {
@@ -356,7 +358,7 @@ func (s *sock) spuriously(held, since *time.Duration) bool {
 	k.credit++
 	*since = k.now
 	*held = k.now + k.span(2*time.Millisecond)
-	k.at(*held, func() {})
+	k.at(*held, nothing)
 	return true
 }
 
@@ -429,7 +431,9 @@ func (k *kernel) connect(num socket, to netip.AddrPort) error {
 // connectEnds: the handshake is over, or has failed. From here on the peer can act.
 func (k *kernel) connectEnds(s *sock) {
 	s.settled, s.endedAt = true, k.now
-	k.logf("  net: connect of %d ends: %v", s.num, s.fate)
+	if k.trace != nil {
+		k.logf("  net: connect of %d ends: %v", s.num, s.fate)
+	}
 	if s.fate == nil && !s.rec.fate.self || s.fate == errReset {
 		s.peer = k.sim.newPeer(s)
 		s.peer.start()
@@ -445,16 +449,22 @@ func (k *kernel) connectResult(num socket) (local, peer netip.AddrPort, err erro
 		k.fail("connectResult(%d): a stale event was taken for the new socket's", num)
 	}
 	if !s.settled || k.now < s.txHeld || s.spuriously(&s.txHeld, &s.endedAt) {
-		k.logf("connectResult(%d): still pending", num)
+		if k.trace != nil {
+			k.logf("connectResult(%d): still pending", num)
+		}
 		return local, peer, errWouldBlock
 	}
 	if s.fate != nil && s.fate != errReset {
-		k.logf("connectResult(%d): %v", num, s.fate)
+		if k.trace != nil {
+			k.logf("connectResult(%d): %v", num, s.fate)
+		}
 		s.rec.attemptFailed(s.fate)
 		return local, peer, s.fate
 	}
 	if s.local == s.to {
-		k.logf("connectResult(%d): to itself", num)
+		if k.trace != nil {
+			k.logf("connectResult(%d): to itself", num)
+		}
 		s.rec.attemptFailed(errRefused)
 		return s.local, s.to, nil
 	}
@@ -465,11 +475,15 @@ func (k *kernel) connectResult(num socket) (local, peer netip.AddrPort, err erro
 		s.rxErr, s.rxEOF = nil, true // the error was read
 		s.txErr = errReset
 		s.changed()
-		k.logf("connectResult(%d): reset", num)
+		if k.trace != nil {
+			k.logf("connectResult(%d): reset", num)
+		}
 		s.rec.begins(errReset)
 		return local, peer, errReset
 	}
-	k.logf("connectResult(%d): connected", num)
+	if k.trace != nil {
+		k.logf("connectResult(%d): connected", num)
+	}
 	s.rec.begins(nil)
 	return s.local, s.to, nil
 }
@@ -481,7 +495,9 @@ func (k *kernel) read(num socket, p []byte) (int, error) {
 	}
 	s.mayRead()
 	if !s.rxThere() || k.now < s.rxHeld || s.spuriously(&s.rxHeld, &s.rxSince) {
-		k.logf("read(%d): would block", num)
+		if k.trace != nil {
+			k.logf("read(%d): would block", num)
+		}
 		return 0, errWouldBlock
 	}
 	k.credit++
@@ -507,7 +523,9 @@ func (k *kernel) read(num socket, p []byte) (int, error) {
 		s.rxLen -= n
 		s.nread += int64(n)
 		s.changed()
-		k.logf("read(%d) = %d", num, n)
+		if k.trace != nil {
+			k.logf("read(%d) = %d", num, n)
+		}
 		s.peer.kick()
 		s.observeRead(got, nil)
 		return n, nil
@@ -518,7 +536,9 @@ func (k *kernel) read(num socket, p []byte) (int, error) {
 		s.rxEOF = true
 	}
 	s.changed()
-	k.logf("read(%d): %v", num, err)
+	if k.trace != nil {
+		k.logf("read(%d): %v", num, err)
+	}
 	s.observeRead(nil, err)
 	return 0, err
 }
@@ -554,12 +574,16 @@ func (k *kernel) write(num socket, p []byte) (int, error) {
 		err = named("write", err)
 		s.changed()
 		k.credit++
-		k.logf("write(%d, %d): %v", num, len(p), err)
+		if k.trace != nil {
+			k.logf("write(%d, %d): %v", num, len(p), err)
+		}
 		s.observeWrite(0, len(p), err)
 		return 0, err
 	}
 	if !s.txThere() || k.now < s.txHeld || s.spuriously(&s.txHeld, &s.txSince) {
-		k.logf("write(%d, %d): would block", num, len(p))
+		if k.trace != nil {
+			k.logf("write(%d, %d): would block", num, len(p))
+		}
 		s.observeWrite(0, len(p), errWouldBlock)
 		return 0, errWouldBlock
 	}
@@ -571,7 +595,9 @@ func (k *kernel) write(num socket, p []byte) (int, error) {
 	s.wrote += int64(n)
 	s.changed()
 	k.credit++
-	k.logf("write(%d, %d) = %d", num, len(p), n)
+	if k.trace != nil {
+		k.logf("write(%d, %d) = %d", num, len(p), n)
+	}
 	s.peer.kick()
 	s.observeWrite(n, len(p), nil)
 	return n, nil
@@ -642,17 +668,23 @@ func (k *kernel) accept(num socket) (socket, netip.AddrPort, error) {
 		err := s.acceptE[0]
 		s.acceptE = s.acceptE[1:]
 		k.credit++
-		k.logf("accept(%d): %v", num, err)
+		if k.trace != nil {
+			k.logf("accept(%d): %v", num, err)
+		}
 		k.sim.acceptFailed(s, err)
 		return 0, none, err
 	}
 	if len(s.backlog) == 0 || k.now < s.rxHeld || s.spuriously(&s.rxHeld, &s.rxSince) {
-		k.logf("accept(%d): would block", num)
+		if k.trace != nil {
+			k.logf("accept(%d): would block", num)
+		}
 		return 0, none, errWouldBlock
 	}
 	if k.fdInUse >= k.fdLimit {
 		k.credit++
-		k.logf("accept(%d): %v", num, errTooManyFiles)
+		if k.trace != nil {
+			k.logf("accept(%d): %v", num, errTooManyFiles)
+		}
 		k.sim.acceptFailed(s, errTooManyFiles)
 		return 0, none, errTooManyFiles
 	}
@@ -662,7 +694,9 @@ func (k *kernel) accept(num socket) (socket, netip.AddrPort, error) {
 	k.credit++
 	a.phase, a.peer, p.sock = connected, p, a
 	a.changed()
-	k.logf("accept(%d) = %d from %v", num, a.num, p.addr)
+	if k.trace != nil {
+		k.logf("accept(%d) = %d from %v", num, a.num, p.addr)
+	}
 	p.accepted()
 	return a.num, p.addr, nil
 }
@@ -695,7 +729,9 @@ func (k *kernel) remove(num socket) error {
 
 func (k *kernel) arm(call string, s *sock, want readiness, known bool) error {
 	k.credit++
-	k.logf("%s(%d, %s)", call, s.num, [...]string{"-", "r", "w", "rw"}[want])
+	if k.trace != nil {
+		k.logf("%s(%d, %s)", call, s.num, [...]string{"-", "r", "w", "rw"}[want])
+	}
 	s.armed, s.known = want, known
 	if known && k.sim.pollerFails(s) {
 		err := os.NewSyscallError("epoll_ctl", syscall.ENOSPC)
@@ -739,12 +775,16 @@ func (k *kernel) wait(events []event, ms int) (int, error) {
 	if ms >= 0 {
 		limit = k.now + min(time.Duration(ms)*time.Millisecond, never-k.now)
 	}
-	k.logf("wait(%d ms)", ms)
+	if k.trace != nil {
+		k.logf("wait(%d ms)", ms)
+	}
 	k.advance(k.now)
 	if k.spuriousLeft > 0 && k.chanceOf(k.spurious) {
 		k.spuriousLeft--
 		k.credit++
-		k.logf("wait: nothing, for no reason")
+		if k.trace != nil {
+			k.logf("wait: nothing, for no reason")
+		}
 		k.woke = k.now
 		return 0, nil
 	}
@@ -770,12 +810,16 @@ func (k *kernel) wait(events []event, ms int) (int, error) {
 	if k.chanceOf(k.late) { // the process was stopped, and goes on
 		k.credit++
 		k.advance(k.now + k.span(20*time.Second))
-		k.logf("wait: late")
+		if k.trace != nil {
+			k.logf("wait: late")
+		}
 	}
 	k.woken = false
 	k.woke = k.now
 	if err := k.sim.waitFails(); err != nil {
-		k.logf("wait: %v", err)
+		if k.trace != nil {
+			k.logf("wait: %v", err)
+		}
 		k.sim.abortedBy = nil // a lookup's answer is only on its way
 		k.sim.aborted(err)
 		return 0, err
@@ -829,7 +873,9 @@ func (k *kernel) batch(events []event) int {
 		case r == 0 && k.spuriousLeft > 0 && k.chanceOf(k.spurious):
 			k.spuriousLeft--
 			k.credit++
-			k.logf("wait: %d is ready, which is not so", s.num)
+			if k.trace != nil {
+				k.logf("wait: %d is ready, which is not so", s.num)
+			}
 			put(s, s.armed)
 		default:
 			put(s, r)
@@ -841,7 +887,9 @@ func (k *kernel) batch(events []event) int {
 	}
 	if k.trace != nil {
 		for _, e := range events[:n] {
-			k.logf("wait: %d is ready for %s", e.socket, [...]string{"-", "r", "w", "rw"}[e.ready])
+			if k.trace != nil {
+				k.logf("wait: %d is ready for %s", e.socket, [...]string{"-", "r", "w", "rw"}[e.ready])
+			}
 		}
 	}
 	return n
@@ -907,6 +955,7 @@ type peer struct {
 	produced  int64
 	delivered int64
 	stirring  bool // a step is scheduled
+	turn      func()
 	gone      bool // it has closed or reset, or is never heard of again
 	noRead    bool
 	pausedTil time.Duration
@@ -928,7 +977,10 @@ func (p *peer) start() {
 func (p *peer) kick() {
 	if !p.stirring && p.sock != nil {
 		p.stirring = true
-		p.k.in(p.delay, p.step)
+		if p.turn == nil {
+			p.turn = p.step // made once: it is an allocation
+		}
+		p.k.in(p.delay, p.turn)
 	}
 }
 
@@ -944,7 +996,7 @@ func (p *peer) step() {
 	k := p.k
 	if k.now < p.pausedTil {
 		p.stirring = true
-		k.at(p.pausedTil, p.step)
+		k.at(p.pausedTil, p.turn)
 		return
 	}
 	if n := min(p.chunk, s.txQueued); n > 0 && !p.noRead {
@@ -954,7 +1006,9 @@ func (p *peer) step() {
 		if p.echoes {
 			p.produce(p.base+off, n)
 		}
-		k.logf("  net: peer of %d takes %d", s.num, n)
+		if k.trace != nil {
+			k.logf("  net: peer of %d takes %d", s.num, n)
+		}
 	}
 	if p.sends > 0 && len(p.out) == 0 {
 		n := min(int64(p.chunk), p.sends)
@@ -990,7 +1044,9 @@ func (p *peer) step() {
 		}
 	}
 	if moved > 0 {
-		k.logf("  net: peer of %d sends %d", s.num, moved)
+		if k.trace != nil {
+			k.logf("  net: peer of %d sends %d", s.num, moved)
+		}
 	}
 	s.changed()
 	if s.fin && s.txQueued == 0 && !p.finSeen && len(p.out) == 0 && !p.gone {
@@ -1019,7 +1075,7 @@ func (p *peer) step() {
 	more := s.txQueued > 0 && !p.noRead || p.sends > 0 && len(p.out) == 0 || len(p.out) > 0 && s.rxLen < s.rxCap
 	if more && !p.gone && !p.stirring {
 		p.stirring = true
-		k.in(p.gap, p.step)
+		k.in(p.gap, p.turn)
 	}
 }
 
@@ -1070,7 +1126,9 @@ func (p *peer) emit(g seg) {
 // does is one turn of the script.
 func (p *peer) does(a *fault1) {
 	k, s := p.k, p.sock
-	k.logf("  net: peer of %d: %s %d %v", s.num, actNames[a.act], a.n, a.d)
+	if k.trace != nil {
+		k.logf("  net: peer of %d: %s %d %v", s.num, actNames[a.act], a.n, a.d)
+	}
 	switch a.act {
 	case fin:
 		if s.txQueued > 0 && a.n%2 == 1 {

@@ -302,7 +302,10 @@ func (s *sock) observeRead(p []byte, err error) {
 		s.peer.serverRead(p, err)
 		return
 	}
-	at := "read " + r.place.String()
+	at := ""
+	if err != nil || len(p) > 0 && r.o.until == "echo" && (r.closing || r.src.same(p, r.returned) < len(p) || r.returned+int64(len(p)) > r.sent) {
+		at = "read " + r.place.String()
+	}
 	switch {
 	case r.closing && len(p) > 0:
 		r.judge(exitExchange, at, "more came back", fmt.Sprintf("byte %d ", r.sent))
@@ -483,7 +486,7 @@ func (s *simulation) turnEnds(ms int) {
 	}
 	if k.waits == s.sigWait {
 		k.in(k.span(5*time.Second), func() { s.interrupt(one(&k.chance, 130, 143)) })
-	} else if k.waits == 20000 {
+	} else if k.waits == 3000 {
 		s.interrupt(130)
 	}
 	s.takeLoan()
@@ -917,7 +920,7 @@ func newSimulation(c chance, trace io.Writer) *simulation {
 	}
 	s.kindness = one(&k.chance, 1, 2, 3, 3, 4, 4, 8, 100)
 	s.total = int64(1 + k.upTo(1<<15))
-	if k.oneIn(100) {
+	if k.oneIn(200) {
 		s.total = int64(1 + k.upTo(5<<20))
 	}
 	s.out.failAt = int64(never)
@@ -1268,12 +1271,86 @@ func simulate(t *testing.T, c chance, always bool) {
 }
 
 func TestSim(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	defer debug.SetGCPercent(debug.SetGCPercent(1000))
 	runs := *simRuns
 	if testing.Short() {
 		runs = min(runs, 500)
 	}
 	for i := range uint64(runs) {
 		simulate(t, chance{state: *simSeed + i}, runs == 1)
+	}
+}
+
+// FuzzSim lets coverage find the decisions that a seed would draw.
+func FuzzSim(f *testing.F) {
+	for seed := range uint64(8) {
+		c := chance{state: seed}
+		decisions := make([]byte, 40*seed)
+		for i := range decisions {
+			decisions[i] = byte(c.next())
+		}
+		f.Add(seed, decisions)
+	}
+	f.Fuzz(func(t *testing.T, seed uint64, decisions []byte) {
+		simulate(t, chance{seed, decisions}, false)
+	})
+}
+
+// TestSimReplays: a seed is worth nothing if it does not replay.
+func TestSimReplays(t *testing.T) {
+	for seed := range uint64(100) {
+		var logs [2]bytes.Buffer
+		for i := range logs {
+			newSimulation(chance{state: seed}, &logs[i]).run()
+		}
+		if !bytes.Equal(logs[0].Bytes(), logs[1].Bytes()) {
+			t.Fatalf("seed %d has two logs", seed)
+		}
+	}
+}
+
+// TestSimHostile: no number on the command line, however large, makes a deadline or a count
+// overflow. The peers are faultless.
+func TestSimHostile(t *testing.T) {
+	const most = "9223372036854775807"
+	for _, test := range []struct {
+		args   []string
+		status int
+		text   string
+	}{
+		{[]string{"-connect-timeout", most + "ns", "-io-timeout", most + "ns", "192.0.2.1", "7", "x"}, 0, " ok sent=2 returned=2"},
+		{[]string{"-connect-timeout", "1ns", "-io-timeout", "1ns", "192.0.2.1", "7", "x"}, 0, " ok sent=2 returned=2"},
+		{[]string{"-every", most + "ns", "-count", most, "192.0.2.1", "7", "x"}, 130, "interrupted sent=2 returned=2"},
+		{[]string{"-every", most + "ns", "-count", "0", "-n", "3", "192.0.2.1", "7", "x"}, 130, "interrupted ok=0 failed=0 sent=6 returned=6"},
+		{[]string{"-count", most, "192.0.2.1", "7", "x"}, 130, "interrupted sent="},
+		{[]string{"-n", most, "192.0.2.1", "7", "x"}, 6, "ok=0 failed=" + most + " sent="},
+		{[]string{"-n", most, "-until", "connect", "192.0.2.1", "7", "x"}, 6, "failed=" + most[:len(most)-4]},
+		{[]string{"-n", most, "-count", most, "-every", most + "ns", "-connect-timeout", most + "ns", "-io-timeout", most + "ns", "192.0.2.1", "7", "x"}, 6, "ok=0 failed=" + most},
+		{[]string{"-serve", "-connect-timeout", most + "ns", "192.0.2.1", "65535"}, 130, "192.0.2.1:65535 interrupted ok="},
+	} {
+		for _, start := range []time.Duration{0, never / 2} {
+			s := newSimulation(chance{state: 5}, nil)
+			k := s.k
+			*s = simulation{k: k, args: test.args, kindness: 1 << 20, total: 100, noFamily: make([]bool, 2), sigWait: -1}
+			*k = kernel{chance: k.chance, now: start, fdLimit: 50, socks: make([]*sock, 1), sim: s}
+			s.out.sim, s.out.failAt = s, int64(never)
+			s.addrs = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+			if wrong := s.run(); wrong != "" {
+				t.Errorf("%q: %s", test.args, wrong)
+			} else if !strings.Contains(s.stderr.String(), test.text) {
+				t.Errorf("%q from %v: %s", test.args, start, s.stderr.String())
+			} else if status := s.l.report(); status != test.status {
+				t.Errorf("%q: status %d, not %d", test.args, status, test.status)
+			}
+		}
+	}
+	for _, bad := range [][]string{
+		{"-n", most + "0", "h", "7", "x"}, {"-count", most + "0", "h", "7", "x"}, {"-every", most + "s", "h", "7", "x"},
+		{"-io-timeout", most + "0ns", "h", "7"}, {"-connect-timeout", "1e30s", "h", "7"}, {"h", most}, {"h", "65536"},
+		{"-n", "-" + most, "h", "7", "x"}, {"-count", "-1", "h", "7", "x"}, {"-every", "-1ns", "h", "7", "x"},
+	} {
+		if _, err := parse(bad); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
 	}
 }
