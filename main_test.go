@@ -263,8 +263,8 @@ func TestPeers(t *testing.T) {
 	}{
 		{"echo", "", echoes, 0, ok, "hello\n", ""},
 		{"single bytes", "", echoesSingleBytes, 0, ok, "hello\n", ""},
-		{"slow but never silent", "-io-timeout 1500ms", func(c *net.TCPConn) {
-			for b := make([]byte, 1); ; time.Sleep(400 * time.Millisecond) {
+		{"slow but never silent", "-io-timeout 4s", func(c *net.TCPConn) {
+			for b := make([]byte, 1); ; time.Sleep(900 * time.Millisecond) {
 				if _, err := c.Read(b); err != nil {
 					return
 				}
@@ -463,14 +463,20 @@ func TestByteInTheMiddle(t *testing.T) {
 	r.wantStdout(t, string(big[:bad]))
 }
 
+// tooMuch is more than the kernel takes for a peer with a small buffer that does not read.
+const tooMuch, smallBuffer = 16 << 20, 64 << 10
+
 // TestRefusedBytes: a peer that takes no more bytes is as silent as one that returns none.
 func TestRefusedBytes(t *testing.T) {
 	t.Parallel()
 	for _, until := range []string{"echo", "eof"} {
 		t.Run(until, func(t *testing.T) {
 			t.Parallel()
-			at, port := serve(t, "127.0.0.1:0", lingers)
-			r := echomux(t, nil, "-until", until, "-io-timeout", "500ms", "127.0.0.1", port, strings.Repeat("x", 64<<20))
+			at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+				c.SetReadBuffer(smallBuffer)
+				lingers(c)
+			})
+			r := echomux(t, nil, "-until", until, "-io-timeout", "500ms", "127.0.0.1", port, strings.Repeat("x", tooMuch))
 			r.want(t, 5, at, `echomux: (read|write) A: timed out after 500ms .*sent=\d+ returned=0`)
 		})
 	}
@@ -479,29 +485,30 @@ func TestRefusedBytes(t *testing.T) {
 // TestSlowPeer takes our bytes slowly: each one moved restarts the clock.
 func TestSlowPeer(t *testing.T) {
 	t.Parallel()
-	const total = 64 << 20
 	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
-		for range total >> 20 {
-			reads(c, 1<<20)
+		c.SetReadBuffer(smallBuffer)
+		for range 64 {
+			reads(c, tooMuch/64)
 			time.Sleep(40 * time.Millisecond)
 		}
 		ignores(c)
 	})
-	echomux(t, nil, "-until", "eof", "-io-timeout", "1s", "127.0.0.1", port, strings.Repeat("x", total)).
-		want(t, 0, at, `echomux: A ok sent=67108865 returned=0 .*`)
+	echomux(t, nil, "-until", "eof", "-io-timeout", "1s", "127.0.0.1", port, strings.Repeat("x", tooMuch)).
+		want(t, 0, at, fmt.Sprintf(`echomux: A ok sent=%d returned=0 .*`, tooMuch+1))
 }
 
 // TestForesight: the right bytes, but before they were sent, are no echo.
 func TestForesight(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		c.SetReadBuffer(smallBuffer)
 		for chunk := bytes.Repeat([]byte("x"), 1<<20); ; {
 			if _, err := c.Write(chunk); err != nil {
 				return
 			}
 		}
 	})
-	echomux(t, nil, "127.0.0.1", port, strings.Repeat("x", 64<<20)).
+	echomux(t, nil, "127.0.0.1", port, strings.Repeat("x", tooMuch)).
 		want(t, 1, at, `echomux: read A: more came back than was sent: byte \d+ is 0x78: .*`)
 }
 
@@ -509,12 +516,13 @@ func TestForesight(t *testing.T) {
 func TestUnsent(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		c.SetReadBuffer(smallBuffer)
 		reads(c, 1)
 		time.Sleep(200 * time.Millisecond)
 		c.CloseWrite()
 		time.Sleep(200 * time.Millisecond)
 	})
-	echomux(t, nil, "-until", "eof", "127.0.0.1", port, strings.Repeat("x", 64<<20)).
+	echomux(t, nil, "-until", "eof", "127.0.0.1", port, strings.Repeat("x", tooMuch)).
 		want(t, 1, at, `echomux: (read|write) A: .*sent=\d+ returned=0`)
 }
 
