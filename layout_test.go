@@ -139,3 +139,13 @@ func TestFiles(t *testing.T) {
 		}
 	}
 }
+
+// TestBudgets: what is read as a whole has to be short, comments included.
+func TestBudgets(t *testing.T) {
+	t.Parallel()
+	for name, budget := range map[string]int{"main.go": 800, "poller_linux.go": 380, "poller_darwin.go": 250, "poller_windows.go": 320} {
+		if n := strings.Count(source(t, name), "\n"); n > budget {
+			t.Errorf("%s has %d lines, its budget is %d", name, n, budget)
+		}
+	}
+}

@@ -218,6 +218,16 @@ func ignores(c *net.TCPConn) { io.Copy(io.Discard, c) }
 // reads consumes n bytes.
 func reads(c *net.TCPConn, n int64) { io.CopyN(io.Discard, c, n) }
 
+// lingers keeps c open to the end of the test, even if the client has closed it.
+func lingers(c *net.TCPConn) {
+	for {
+		if _, err := c.Write(nil); err != nil {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 func resets(c *net.TCPConn) {
 	c.SetLinger(0)
 	c.Close()
@@ -253,8 +263,8 @@ func TestPeers(t *testing.T) {
 	}{
 		{"echo", "", echoes, 0, ok, "hello\n", ""},
 		{"single bytes", "", echoesSingleBytes, 0, ok, "hello\n", ""},
-		{"slow but never silent", "-io-timeout 1500ms", func(c *net.TCPConn) {
-			for b := make([]byte, 1); ; time.Sleep(400 * time.Millisecond) {
+		{"slow but never silent", "-io-timeout 4s", func(c *net.TCPConn) {
+			for b := make([]byte, 1); ; time.Sleep(900 * time.Millisecond) {
 				if _, err := c.Read(b); err != nil {
 					return
 				}
@@ -262,8 +272,8 @@ func TestPeers(t *testing.T) {
 			}
 		}, 0, ok, "hello\n", ""},
 		{"never closes", "", func(c *net.TCPConn) {
-			go echoes(c)
-			time.Sleep(2 * time.Second)
+			echoes(c)
+			lingers(c)
 		}, 0, ok, "hello\n", ""},
 		{"resets when done", "", func(c *net.TCPConn) {
 			io.CopyN(c, c, 6)
@@ -316,15 +326,11 @@ func TestPeers(t *testing.T) {
 
 		{"silent", "-io-timeout 300ms", ignores, 5,
 			`echomux: read A: timed out after 300ms of silence \(0 of 6 bytes\) sent=6 returned=0`, "", ""},
-		{"silent halfway", "-io-timeout 300ms", func(c *net.TCPConn) {
+		{"silent halfway", "-io-timeout 1s", func(c *net.TCPConn) {
 			reads(c, 6)
 			io.WriteString(c, "hell")
 			ignores(c)
-		}, 5, `echomux: read A: timed out after 300ms of silence \(4 of 6 bytes\) sent=6 returned=4`, "hell", ""},
-		{"silent, closes after the timeout", "-io-timeout 300ms", func(c *net.TCPConn) {
-			reads(c, 6)
-			time.Sleep(1500 * time.Millisecond)
-		}, 5, `echomux: read A: timed out after .*`, "", ""},
+		}, 5, `echomux: read A: timed out after 1s of silence \(4 of 6 bytes\) sent=6 returned=4`, "hell", ""},
 
 		{"connect", "-until connect", ignores, 0, `echomux: A ok sent=0 returned=0 connect_ms=N`, "", ""},
 		{"connect, then silence", "-until connect -io-timeout 1ms", ignores, 0, `echomux: A ok .*`, "", ""},
@@ -340,7 +346,7 @@ func TestPeers(t *testing.T) {
 		}, 0, `echomux: A ok sent=6 returned=18 .*`, "220 ready\n221 bye\n", ""},
 		{"eof, silent", "-until eof -io-timeout 300ms", func(c *net.TCPConn) {
 			ignores(c)
-			time.Sleep(1500 * time.Millisecond)
+			lingers(c)
 		}, 5, `echomux: read A: timed out after 300ms of silence.* sent=6 returned=0`, "", ""},
 		{"eof, resets", "-until eof", func(c *net.TCPConn) {
 			io.WriteString(c, "220 ready\n")
@@ -457,16 +463,20 @@ func TestByteInTheMiddle(t *testing.T) {
 	r.wantStdout(t, string(big[:bad]))
 }
 
+// tooMuch is more than the kernel takes for a peer with a small buffer that does not read.
+const tooMuch, smallBuffer = 16 << 20, 64 << 10
+
 // TestRefusedBytes: a peer that takes no more bytes is as silent as one that returns none.
 func TestRefusedBytes(t *testing.T) {
 	t.Parallel()
 	for _, until := range []string{"echo", "eof"} {
 		t.Run(until, func(t *testing.T) {
 			t.Parallel()
-			stop := make(chan struct{})
-			at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) { <-stop })
-			r := echomux(t, nil, "-until", until, "-io-timeout", "500ms", "127.0.0.1", port, strings.Repeat("x", 64<<20))
-			close(stop)
+			at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+				c.SetReadBuffer(smallBuffer)
+				lingers(c)
+			})
+			r := echomux(t, nil, "-until", until, "-io-timeout", "500ms", "127.0.0.1", port, strings.Repeat("x", tooMuch))
 			r.want(t, 5, at, `echomux: (read|write) A: timed out after 500ms .*sent=\d+ returned=0`)
 		})
 	}
@@ -475,29 +485,30 @@ func TestRefusedBytes(t *testing.T) {
 // TestSlowPeer takes our bytes slowly: each one moved restarts the clock.
 func TestSlowPeer(t *testing.T) {
 	t.Parallel()
-	const total = 64 << 20
 	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
-		for range total >> 20 {
-			reads(c, 1<<20)
+		c.SetReadBuffer(smallBuffer)
+		for range 64 {
+			reads(c, tooMuch/64)
 			time.Sleep(40 * time.Millisecond)
 		}
 		ignores(c)
 	})
-	echomux(t, nil, "-until", "eof", "-io-timeout", "1s", "127.0.0.1", port, strings.Repeat("x", total)).
-		want(t, 0, at, `echomux: A ok sent=67108865 returned=0 .*`)
+	echomux(t, nil, "-until", "eof", "-io-timeout", "1s", "127.0.0.1", port, strings.Repeat("x", tooMuch)).
+		want(t, 0, at, fmt.Sprintf(`echomux: A ok sent=%d returned=0 .*`, tooMuch+1))
 }
 
 // TestForesight: the right bytes, but before they were sent, are no echo.
 func TestForesight(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		c.SetReadBuffer(smallBuffer)
 		for chunk := bytes.Repeat([]byte("x"), 1<<20); ; {
 			if _, err := c.Write(chunk); err != nil {
 				return
 			}
 		}
 	})
-	echomux(t, nil, "127.0.0.1", port, strings.Repeat("x", 64<<20)).
+	echomux(t, nil, "127.0.0.1", port, strings.Repeat("x", tooMuch)).
 		want(t, 1, at, `echomux: read A: more came back than was sent: byte \d+ is 0x78: .*`)
 }
 
@@ -505,12 +516,13 @@ func TestForesight(t *testing.T) {
 func TestUnsent(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		c.SetReadBuffer(smallBuffer)
 		reads(c, 1)
 		time.Sleep(200 * time.Millisecond)
 		c.CloseWrite()
 		time.Sleep(200 * time.Millisecond)
 	})
-	echomux(t, nil, "-until", "eof", "127.0.0.1", port, strings.Repeat("x", 64<<20)).
+	echomux(t, nil, "-until", "eof", "127.0.0.1", port, strings.Repeat("x", tooMuch)).
 		want(t, 1, at, `echomux: (read|write) A: .*sent=\d+ returned=0`)
 }
 
@@ -557,12 +569,12 @@ func TestThinkingUser(t *testing.T) {
 			t.Parallel()
 			at, port := serve(t, "127.0.0.1:0", echoes)
 			stdin, user := io.Pipe()
-			r := begin(stdin, "-until", until, "-io-timeout", "250ms", "127.0.0.1", port)
-			time.Sleep(600 * time.Millisecond)
+			r := begin(stdin, "-until", until, "-io-timeout", "1s", "127.0.0.1", port)
+			time.Sleep(1300 * time.Millisecond)
 			for i := range 2 {
 				io.WriteString(user, "hello\n")
 				r.stdout.await(t, "hello\n", i+1)
-				time.Sleep(600 * time.Millisecond)
+				time.Sleep(1300 * time.Millisecond)
 			}
 			user.Close()
 			r.end(t).want(t, 0, at, `echomux: A ok sent=12 returned=12 connect_ms=N exchange_ms=N`)
@@ -663,14 +675,17 @@ func TestSlowOutput(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "127.0.0.1:0", echoes)
 	stderr := new(output)
-	status := run([]string{"-io-timeout", "200ms", "127.0.0.1", port, strings.Repeat("x", 1<<19)}, nil, slowWriter{}, stderr)
-	result{status, "", stderr.String()}.want(t, 0, at, `echomux: A ok sent=524289 returned=524289 .*`)
+	status := run([]string{"-io-timeout", "1s", "127.0.0.1", port, strings.Repeat("x", 1<<20)}, nil, &slowWriter{2}, stderr)
+	result{status, "", stderr.String()}.want(t, 0, at, `echomux: A ok sent=1048577 returned=1048577 .*`)
 }
 
-type slowWriter struct{}
+// slowWriter takes more than a second for each of its first writes.
+type slowWriter struct{ slow int }
 
-func (slowWriter) Write(p []byte) (int, error) {
-	time.Sleep(300 * time.Millisecond)
+func (w *slowWriter) Write(p []byte) (int, error) {
+	if w.slow--; w.slow >= 0 {
+		time.Sleep(1300 * time.Millisecond)
+	}
 	return len(p), nil
 }
 
@@ -688,10 +703,10 @@ func TestEvery(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "127.0.0.1:0", echoes)
 	start := time.Now()
-	echomux(t, nil, "-count", "3", "-every", "600ms", "-io-timeout", "250ms", "127.0.0.1", port, "hello").
+	echomux(t, nil, "-count", "3", "-every", "1300ms", "-io-timeout", "1s", "127.0.0.1", port, "hello").
 		want(t, 0, at, `echomux: A round=1 rtt_ms=N\nechomux: A round=2 rtt_ms=N\nechomux: A round=3 rtt_ms=N\n`+
 			`echomux: A ok sent=18 returned=18 connect_ms=N rounds=3 rtt_ms=N/N/N`)
-	if took := time.Since(start); took < 1190*time.Millisecond {
+	if took := time.Since(start); took < 2590*time.Millisecond {
 		t.Errorf("three rounds took %v", took)
 	}
 	echomux(t, nil, "-q", "-count", "3", "-every", "1ms", "127.0.0.1", port, "hello").wantQuiet(t)
@@ -719,7 +734,7 @@ func TestLaterRound(t *testing.T) {
 		{"dropped", func(c *net.TCPConn) {
 			io.CopyN(c, c, 12)
 			ignores(c)
-		}, 5, `echomux: read A: timed out after 300ms of silence .* sent=18 returned=12 rounds=2 rtt_ms=N/N/N`},
+		}, 5, `echomux: read A: timed out after 1s of silence .* sent=18 returned=12 rounds=2 rtt_ms=N/N/N`},
 		{"closed", func(c *net.TCPConn) {
 			io.CopyN(c, c, 12)
 			reads(c, 3)
@@ -735,7 +750,7 @@ func TestLaterRound(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			at, port := serve(t, "127.0.0.1:0", test.talk)
-			echomux(t, nil, "-io-timeout", "300ms", "-count", "4", "127.0.0.1", port, "hello").
+			echomux(t, nil, "-io-timeout", "1s", "-count", "4", "127.0.0.1", port, "hello").
 				want(t, test.status, at, test.stderr)
 		})
 	}
