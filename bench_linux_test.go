@@ -19,10 +19,10 @@ import (
 // The floor: the calls that the job cannot do without, in the order of the loop, and nothing else.
 
 var (
-	_ = contender("floor-bulk", floorBulk)
-	_ = contender("floor-rounds", floorRounds)
-	_ = contender("floor-connections", floorConnections)
-	_ = contender("floor-serve", floorServe)
+	_ = role("floor-bulk", floorBulk)
+	_ = role("floor-rounds", floorRounds)
+	_ = role("floor-connections", floorConnections)
+	_ = role("floor-serve", floorServe)
 )
 
 // watcher is an epoll instance.
@@ -116,9 +116,8 @@ func floorBulk(addr string, _ int) {
 			if err == nil && n == 0 {
 				return
 			}
-			if n = moved(n, err); n > 0 {
-				_, err = unix.Write(1, out[:n])
-				check(err)
+			for p := out[:moved(n, err)]; len(p) > 0; {
+				p = p[moved(unix.Write(1, p)):]
 			}
 		}
 	}
@@ -138,6 +137,8 @@ func floorRounds(addr string, n int) {
 			w.wait()
 			got += moved(unix.Read(fd, in))
 		}
+		_, err = unix.Write(1, in[:len(out)])
+		check(err)
 	}
 }
 
@@ -161,8 +162,7 @@ func floorConnections(addr string, n int) {
 			if moved(got, err) == len(out) {
 				unix.Shutdown(fd, unix.SHUT_WR)
 			} else if err == nil && got == 0 {
-				w.set(unix.EPOLL_CTL_DEL, fd, 0)
-				unix.Close(fd)
+				unix.Close(fd) // which takes it out of the epoll
 				n--
 			}
 		}
@@ -202,7 +202,6 @@ func floorServe(string, int) {
 			} else {
 				n := 0
 				if n, err = unix.Read(fd, buf); err == nil && n == 0 || err == unix.ECONNRESET {
-					w.set(unix.EPOLL_CTL_DEL, fd, 0)
 					unix.Close(fd)
 					continue
 				}
@@ -228,29 +227,27 @@ func floorServe(string, int) {
 // BenchmarkMemory is the peak of resident memory: of one connection with 10 MB and with 1 GB from
 // standard input, and what each further connection adds to it, in the client and in the server.
 func BenchmarkMemory(b *testing.B) {
-	once(b, func() {
-		program := built(b)
-		var of10MB, of1GB, perConn, perIdle []float64
-		for range 5 {
-			of10MB = append(of10MB, clientPeak(b, zeros(b, small), program))
-			of1GB = append(of1GB, clientPeak(b, zeros(b, big), program))
-			few, many := clientPeak(b, "", program, "-n", "1000"), clientPeak(b, "", program, "-n", "10000")
-			perConn = append(perConn, (many-few)/9000)
-			perIdle = append(perIdle, idlePeak(b, program))
-		}
-		b.ReportMetric(0, "ns/op")
-		b.ReportMetric(median(of1GB)/1e6, "MB")
-		b.ReportMetric(median(of1GB)/median(of10MB), "1GB/10MB")
-		b.ReportMetric(median(perConn), "B/connection")
-		b.ReportMetric(median(perIdle), "B/idle-served")
-	})
+	program := built(b)
+	var little, much, ratios, perConn, perIdle []float64
+	for range 5 {
+		l, m := clientPeak(b, zeros(b, 10_000_000), program), clientPeak(b, zeros(b, gigabyte), program)
+		few, many := clientPeak(b, "", program, "-n", "1000"), clientPeak(b, "", program, "-n", "10000")
+		little, much, ratios = append(little, l/1e6), append(much, m/1e6), append(ratios, m/l)
+		perConn, perIdle = append(perConn, (many-few)/9000), append(perIdle, idlePeak(b))
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(little), "MB-for-10MB")
+	b.ReportMetric(median(much), "MB-for-1GB")
+	b.ReportMetric(median(ratios), "1GB/10MB")
+	b.ReportMetric(median(perConn), "B/connection")
+	b.ReportMetric(median(perIdle), "B/idle-served")
 }
 
 // clientPeak runs a client to its end and returns its peak in bytes. The rusage of a child begins
 // with the peak of the process that forked it, so the figure has to come from /proc.
 func clientPeak(b *testing.B, input, program string, flags ...string) (most float64) {
-	addr, stop := startBenchServer(b, "floor-serve")
-	defer stop()
+	addr, server := startBenchServer(b, "floor-serve")
+	defer stop(server)
 	host, port, _ := net.SplitHostPort(addr)
 	args := append(append([]string{"-q"}, flags...), host, port)
 	if input == "" {
@@ -284,9 +281,9 @@ func clientPeak(b *testing.B, input, program string, flags ...string) (most floa
 }
 
 // idlePeak is what one of 9,000 idle connections adds to the peak of echomux -serve.
-func idlePeak(b *testing.B, program string) float64 {
-	addr, p := serverProcess(b, "echomux-serve")
-	defer func() { p.Kill(); p.Wait() }()
+func idlePeak(b *testing.B) float64 {
+	addr, p := startBenchServer(b, "echomux-serve")
+	defer stop(p)
 	var few float64
 	var conns []net.Conn
 	defer func() {

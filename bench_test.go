@@ -18,8 +18,8 @@ import (
 )
 
 // The benchmarks compare whole processes: two ends in one process would share a heap, a scheduler
-// and a limit of descriptors. What runs is this test binary once more, with ECHOMUX_BENCH naming a
-// contender, which is echomux itself or another way to do the same job:
+// and a limit of descriptors. What runs is this test binary once more, as echomux or in a role that
+// does the same job in another way:
 //
 //	floor  a bare loop over the same calls that verifies nothing (bench_linux_test.go)
 //	net    package net
@@ -29,77 +29,57 @@ import (
 // ratios, time of echomux/time of the other: below 1, echomux is faster. Every run has a server
 // process of its own on a fresh port, since what one run leaves in TIME_WAIT slows the next down.
 
-const message = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde" // 64 bytes with its newline
-
 const (
-	small = 10_000_000
-	big   = 1_000_000_000
+	message  = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde" // 64 bytes with its newline
+	gigabyte = 1_000_000_000
 )
 
+// BenchmarkBulk is 1 GB from standard input, there and back.
 func BenchmarkBulk(b *testing.B) {
-	once(b, func() {
-		input := zeros(b, big)
-		port := func(addr string) string { _, port, _ := net.SplitHostPort(addr); return port }
-		compare(b, 7, append(clients(input, "bulk", 0),
-			rival(input, "nc", func(addr string) []string { return []string{"-N", "127.0.0.1", port(addr)} }),
-			rival(input, "ncat", func(addr string) []string { return []string{"127.0.0.1", port(addr)} }),
-			rival(input, "socat", func(addr string) []string { return []string{"-t10", "-", "TCP:" + addr} })))
-	})
+	input := zeros(b, gigabyte)
+	compare(b, 7, append(clients(input, "bulk", 0),
+		rival(input, "nc", "-N", "HOST", "PORT"),
+		rival(input, "ncat", "HOST", "PORT"),
+		rival(input, "socat", "-t10", "-", "TCP:HOST:PORT")))
 }
 
-func BenchmarkRounds(b *testing.B) {
-	once(b, func() { compare(b, 11, clients("", "rounds", 50_000, "-count", "50000")) })
-}
+// BenchmarkRounds is a message of 64 bytes there and back, again and again on one connection.
+func BenchmarkRounds(b *testing.B) { compare(b, 11, clients("", "rounds", 30_000, "-count", "30000")) }
 
-func BenchmarkConnections1000(b *testing.B) {
-	once(b, func() { compare(b, 15, clients("", "connections", 1000, "-n", "1000")) })
-}
-
-func BenchmarkConnections10000(b *testing.B) {
-	once(b, func() { compare(b, 9, clients("", "connections", 10_000, "-n", "10000")) })
-}
-
-// BenchmarkConnectionCost is a connection's cost among 10,000 to its cost among 1,000.
-func BenchmarkConnectionCost(b *testing.B) {
-	once(b, func() {
-		many := clients("", "connections", 10_000, "-n", "10000")[0]
-		few := clients("", "connections", 1000, "-n", "1000")[0]
-		compare(b, 9, []contest{many, {"ten-times-1000", func(b *testing.B) (d time.Duration) {
-			for range 10 {
-				d += few.run(b)
-			}
-			return d
-		}}})
+// BenchmarkConnections is that message once on each of many connections at once. Last comes what a
+// connection costs among 10,000 to what it costs among 1,000, the process's start and end left out.
+func BenchmarkConnections(b *testing.B) {
+	few, many := clients("", "connections", 1000, "-n", "1000"), clients("", "connections", 10_000, "-n", "10000")
+	b.Run("1000", func(b *testing.B) { compare(b, 15, few) })
+	b.Run("10000", func(b *testing.B) { compare(b, 9, many) })
+	b.Run("cost", func(b *testing.B) {
+		one := clients("", "connections", 1)[0]
+		compare(b, 9, []contest{
+			{"10000", func(b *testing.B) time.Duration { return many[0].run(b) - one.run(b) }},
+			{"10*1000", func(b *testing.B) (sum time.Duration) {
+				for range 10 {
+					sum += few[0].run(b) - one.run(b)
+				}
+				return sum
+			}},
+		})
 	})
 }
 
 // BenchmarkStart is one small exchange from the start of the process to its end.
 func BenchmarkStart(b *testing.B) {
-	once(b, func() {
-		input := zeros(b, len(message)+1)
-		program := built(b)
-		compare(b, 101, []contest{
-			onClient(input, "echomux", func(addr string) *exec.Cmd {
-				host, port, _ := net.SplitHostPort(addr)
-				return exec.Command(program, "-q", host, port)
-			}),
-			rival(input, "nc", func(addr string) []string {
-				host, port, _ := net.SplitHostPort(addr)
-				return []string{"-N", host, port}
-			}),
-		})
+	input, program := zeros(b, len(message)+1), built(b)
+	compare(b, 201, []contest{
+		onClient(input, "echomux", func(host, port string) *exec.Cmd { return exec.Command(program, "-q", host, port) }),
+		rival(input, "nc", "-N", "HOST", "PORT"),
 	})
 }
 
-func BenchmarkServeBulk(b *testing.B) {
-	once(b, func() { compare(b, 7, servers(zeros(b, big), "bulk", 0)) })
-}
+// BenchmarkServeBulk and BenchmarkServeRounds compare servers, with the leanest client.
+func BenchmarkServeBulk(b *testing.B)   { compare(b, 7, servers(zeros(b, gigabyte), "bulk", 0)) }
+func BenchmarkServeRounds(b *testing.B) { compare(b, 11, servers("", "rounds", 30_000)) }
 
-func BenchmarkServeRounds(b *testing.B) {
-	once(b, func() { compare(b, 11, servers("", "rounds", 50_000)) })
-}
-
-// BenchmarkLoop is one round of both ends in one loop: what is left of it is allocated.
+// BenchmarkLoop is one round with both ends in one loop. It is there for its allocations: none.
 func BenchmarkLoop(b *testing.B) {
 	b.ReportAllocs()
 	rounds(b, int64(b.N))
@@ -127,74 +107,70 @@ func rounds(t testing.TB, n int64) {
 // contest is one contender at one job.
 type contest struct {
 	name string
-	run  func(b *testing.B) time.Duration // 0: not installed
+	run  func(b *testing.B) time.Duration // nil: it is not installed
 }
 
-// clients are echomux and its rivals in this binary at one of the clients' jobs.
+// clients are echomux and the roles that do the same job of a client's. Its input is a file, or else
+// the message n times.
 func clients(input, job string, n int, flags ...string) []contest {
-	cs := []contest{onClient(input, "echomux", func(addr string) *exec.Cmd {
-		host, port, _ := net.SplitHostPort(addr)
+	cs := []contest{onClient(input, "echomux", func(host, port string) *exec.Cmd {
 		args := append(append([]string{"-q"}, flags...), host, port)
 		if input == "" {
 			args = append(args, message)
 		}
-		return itself("echomux", args...)
+		return itself("1", args...)
 	})}
 	for _, name := range []string{"floor", "net"} {
-		if contenders[name+"-"+job] != nil {
-			cs = append(cs, onClient(input, name, func(addr string) *exec.Cmd {
-				return itself(name+"-"+job, addr, strconv.Itoa(n))
+		if roles[name+"-"+job] != nil {
+			cs = append(cs, onClient(input, name, func(host, port string) *exec.Cmd {
+				return itself(name+"-"+job, net.JoinHostPort(host, port), strconv.Itoa(n))
 			}))
 		}
 	}
 	return cs
 }
 
-// rival is a command that need not be installed.
-func rival(input, name string, args func(addr string) []string) contest {
+// rival is a command; HOST and PORT in args stand for the server's.
+func rival(input, name string, args ...string) contest {
 	path, err := exec.LookPath(name)
 	if err != nil {
 		return contest{name: name}
 	}
-	return onClient(input, name, func(addr string) *exec.Cmd { return exec.Command(path, args(addr)...) })
+	return onClient(input, name, func(host, port string) *exec.Cmd {
+		cmd := exec.Command(path)
+		for _, arg := range args {
+			cmd.Args = append(cmd.Args, strings.NewReplacer("HOST", host, "PORT", port).Replace(arg))
+		}
+		return cmd
+	})
 }
 
-// onClient measures a client; the server is the leanest there is.
-func onClient(input, name string, command func(addr string) *exec.Cmd) contest {
+// onClient measures a client, with the leanest server.
+func onClient(input, name string, command func(host, port string) *exec.Cmd) contest {
 	return contest{name, func(b *testing.B) time.Duration {
-		addr, stop := startBenchServer(b, either("floor-serve", "net-serve-copy"))
-		defer stop()
-		return timed(b, input, command(addr))
+		addr, server := startBenchServer(b, either("floor-serve", "net-copy-serve"))
+		defer stop(server)
+		host, port, _ := net.SplitHostPort(addr)
+		return timed(b, input, command(host, port))
 	}}
 }
 
-// servers are echomux -serve and its rivals; the client is the leanest there is.
+// servers are echomux -serve and the roles that do the same.
 func servers(input, job string, n int) (cs []contest) {
 	for _, name := range []string{"echomux", "floor", "net", "net-copy"} {
-		serve := strings.Replace(name, "net-copy", "net", 1) + "-serve" + map[bool]string{true: "-copy"}[name == "net-copy"]
-		if name != "echomux" && contenders[serve] == nil {
-			continue
+		if name == "echomux" || roles[name+"-serve"] != nil {
+			cs = append(cs, contest{name, func(b *testing.B) time.Duration {
+				addr, server := startBenchServer(b, name+"-serve")
+				defer stop(server)
+				return timed(b, input, itself(either("floor-"+job, "net-"+job), addr, strconv.Itoa(n)))
+			}})
 		}
-		cs = append(cs, contest{name, func(b *testing.B) time.Duration {
-			addr, stop := startBenchServer(b, serve)
-			defer stop()
-			return timed(b, input, itself(either("floor-"+job, "net-"+job), addr, strconv.Itoa(n)))
-		}})
 	}
 	return cs
 }
 
-// once keeps the benchmark function from being called again with a larger b.N: each contest has
-// its number of turns.
-func once(b *testing.B, f func()) {
-	if _, again := finished.LoadOrStore(b.Name(), b.N); !again || b.N == 1 {
-		f()
-	}
-}
-
-var finished sync.Map
-
 // compare lets the contenders run in turn and reports the first one's ratio to each of the others.
+// The turns take longer than -benchtime's second, so b.N stays 1.
 func compare(b *testing.B, turns int, cs []contest) {
 	cs = slices.DeleteFunc(cs, func(c contest) bool { return c.run == nil })
 	times := make([][]time.Duration, len(cs))
@@ -213,10 +189,10 @@ func compare(b *testing.B, turns int, cs []contest) {
 		}
 		b.ReportMetric(median(ratios), cs[0].name+"/"+c.name)
 	}
-	if os.Getenv("ECHOMUX_BENCH_TIMES") != "" {
+	if testing.Verbose() {
 		for i, c := range cs {
 			slices.Sort(times[i])
-			b.Logf("%-14s %v", c.name, times[i])
+			b.Logf("%s: %v to %v, median %v", c.name, times[i][0], times[i][turns-1], times[i][turns/2])
 		}
 	}
 }
@@ -243,66 +219,58 @@ func timed(b *testing.B, input string, cmd *exec.Cmd) time.Duration {
 	return time.Since(start)
 }
 
-// startBenchServer starts a contender that serves. Stop ends it.
-func startBenchServer(b testing.TB, name string) (addr string, stop func()) {
-	addr, p := serverProcess(b, name)
-	return addr, func() { p.Kill(); p.Wait() }
-}
-
-func serverProcess(b testing.TB, name string) (addr string, p *os.Process) {
-	cmd := itself(name)
-	var out *bufio.Reader
-	if name == "echomux-serve" { // takes no port 0, and -v says where it listens
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
+// startBenchServer starts a server on a fresh port.
+func startBenchServer(b testing.TB, name string) (addr string, server *os.Process) {
+	if name == "echomux-serve" {
+		port := port0(b)
+		addr = "127.0.0.1:" + port
+		cmd := itself("1", "-serve", "-q", "127.0.0.1", port)
+		if err := cmd.Start(); err != nil {
 			b.Fatal(err)
 		}
-		host, port, _ := net.SplitHostPort(l.Addr().String())
-		l.Close()
-		addr, cmd = net.JoinHostPort(host, port), itself("echomux", "-serve", "-q", host, port)
-	} else {
-		pipe, err := cmd.StdoutPipe()
-		if err != nil {
-			b.Fatal(err)
-		}
-		out = bufio.NewReader(pipe)
+		eventually(b, func() bool {
+			c, err := net.Dial("tcp", addr)
+			if err == nil {
+				c.Close()
+			}
+			return err == nil
+		}, func() string { return "echomux -serve does not listen" })
+		return addr, cmd.Process
 	}
-	if err := cmd.Start(); err != nil {
+	cmd := itself(name)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		b.Fatal(err)
 	}
-	if out != nil {
-		line, err := out.ReadString('\n')
-		if err != nil {
-			b.Fatalf("%s: %v", name, err)
-		}
-		return strings.TrimSpace(line), cmd.Process
+	addr, err = bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		b.Fatalf("%s: %v", name, err)
 	}
-	for range 5000 {
-		c, err := net.Dial("tcp", addr)
-		if err == nil {
-			c.Close()
-			return addr, cmd.Process
-		}
-		time.Sleep(time.Millisecond)
-	}
-	b.Fatalf("%s does not listen", name)
-	return
+	return strings.TrimSpace(addr), cmd.Process
 }
 
-// either is the first of the names that is a contender on this platform.
+func stop(server *os.Process) {
+	server.Kill()
+	server.Wait()
+}
+
+// either is the first of the names that is a role on this platform.
 func either(names ...string) string {
 	for _, name := range names {
-		if contenders[name] != nil {
+		if roles[name] != nil {
 			return name
 		}
 	}
 	return ""
 }
 
-// itself is this binary as a contender.
+// itself is this binary in a role.
 func itself(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), "ECHOMUX_BENCH="+name)
+	cmd.Env = append(os.Environ(), "ECHOMUX_RUN="+name)
 	cmd.Stderr = os.Stderr
 	return cmd
 }
@@ -326,48 +294,35 @@ func zeros(b testing.TB, n int) string {
 	return path
 }
 
-// ---- The contenders ----
+// ---- The roles ----
 
-// contenders are what this binary can be.
-var contenders = map[string]func(addr string, n int){
-	"net-bulk":        netBulk,
-	"net-rounds":      netRounds,
-	"net-connections": netConnections,
-	"net-serve":       func(string, int) { netServe(func(c *net.TCPConn) { io.Copy(c, c) }) },
-	"net-serve-copy":  func(string, int) { netServe(copyEcho) },
-}
+var (
+	_ = role("net-bulk", netBulk)
+	_ = role("net-rounds", netRounds)
+	_ = role("net-connections", netConnections)
+	_ = role("net-serve", func(string, int) { netServe(func(c *net.TCPConn) { io.Copy(c, c) }) })
+	_ = role("net-copy-serve", func(string, int) { netServe(copyEcho) })
+)
 
-// contender adds one. A platform's file calls it in a variable's initialiser, before any init.
-func contender(name string, f func(addr string, n int)) bool {
-	contenders[name] = f
-	return true
-}
-
-func init() {
-	var addr string
-	var n int
-	name := os.Getenv("ECHOMUX_BENCH")
-	switch f := contenders[name]; {
-	case name == "":
-		return
-	case name == "echomux":
-		main()
-	case f == nil:
-		check(fmt.Errorf("no contender %q", name))
-	default:
+// role adds one to what this binary can be: f, with what is on the command line.
+func role(name string, f func(addr string, n int)) bool {
+	roles[name] = func() {
+		var addr string
+		var n int
 		if len(os.Args) == 3 {
 			addr = os.Args[1]
 			n, _ = strconv.Atoi(os.Args[2])
 		}
 		f(addr, n)
+		os.Exit(0)
 	}
-	os.Exit(0)
+	return true
 }
 
-// check ends a contender that cannot do its job.
+// check ends a role that cannot do its job.
 func check(err error) {
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", os.Getenv("ECHOMUX_BENCH"), err)
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }

@@ -52,6 +52,7 @@ const (
 	batchSize   = 256                    // events of one wait, at most
 	minTry      = time.Second            // for one address of several, while that much is left
 	drainTime   = 500 * time.Millisecond // for the peer's FIN after ours
+	maxAddrs    = 128                    // of a name: each is tried, and named if all fail
 	acceptPause = 100 * time.Millisecond // when accept fails, say for want of descriptors
 	never       = time.Duration(math.MaxInt64)
 )
@@ -72,6 +73,11 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err != nil {
 		fmt.Fprintf(stderr, "echomux: %v\n", err)
 		return exitLocal
+	}
+	if o.serve || o.n > 1 {
+		// These can run out of descriptors. The Go runtime makes a poller of its own when it first sets
+		// a timer, say for the collector's, and dies if it cannot: let it, now.
+		time.Sleep(1)
 	}
 	start := time.Now()
 	l := newLoop(o, p, system{}, func() time.Duration { return time.Since(start) })
@@ -204,8 +210,10 @@ func (l *loop) run() {
 
 // abort ends the run: what is unfinished has failed. check does so if the poller did.
 func (l *loop) abort(status int, err error) {
-	l.tally.count(status, err, l.jobs)
-	l.jobs = 0
+	if l.jobs > 0 {
+		l.tally.count(status, err, l.jobs)
+		l.jobs = 0
+	}
 }
 
 func (l *loop) check(err error) {
@@ -335,9 +343,13 @@ func (w *watch) logData(what string, p []byte) {
 // them. The seam bounds that by the time left.
 func (l *loop) resolve(then func([]netip.Addr)) {
 	answer := func(addrs []netip.Addr, err error) {
+		seen := make(map[netip.Addr]bool)
 		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
-			return l.family != "ip" && a.Unmap().Is4() != (l.family == "ip4")
+			again := seen[a]
+			seen[a] = true
+			return again || l.family != "ip" && a.Unmap().Is4() != (l.family == "ip4") || printable(a.Zone()) != a.Zone()
 		})
+		addrs = addrs[:min(len(addrs), maxAddrs)]
 		if err == nil && len(addrs) == 0 {
 			err = errors.New("no address of that family")
 		}
@@ -700,10 +712,12 @@ func (c *conn) done() {
 	c.state, c.by = closing, c.after(drainTime)
 }
 
-// statusOf tells a timeout from other failures.
+// statusOf tells a timeout and the want of descriptors from other failures.
 func statusOf(err error, timeout, other int) int {
 	if errors.Is(err, errTimedOut) {
 		return timeout
+	} else if errors.Is(err, errTooManyFiles) {
+		return exitLocal
 	}
 	return other
 }
@@ -720,8 +734,10 @@ func (c *conn) fail(op string, err error) {
 func (c *conn) finish(status int, err error) {
 	c.state = over
 	c.close()
-	c.jobs--
-	c.tally.count(status, err, 1)
+	if c.jobs > 0 { // else the run was aborted or interrupted, with this one unfinished
+		c.jobs--
+		c.tally.count(status, err, 1)
+	}
 }
 
 // ---- Data ----
@@ -961,8 +977,10 @@ func parse(args []string) (o options, err error) {
 	f.BoolVar(&o.verbose, "v", false, "")
 	f.BoolVar(&o.quiet, "q", false, "")
 	f.BoolVar(&o.serve, "serve", false, "")
-	if err := f.Parse(args); err != nil {
+	if err := f.Parse(args); err == flag.ErrHelp {
 		return o, err
+	} else if err != nil {
+		return o, fmt.Errorf("%+#q", err.Error()) // it has a word of the user's as it came
 	}
 	o.family = map[bool]string{true: "ip", four: "ip4", six: "ip6"}[true]
 	words := f.Args()

@@ -472,6 +472,35 @@ func TestRefusedBytes(t *testing.T) {
 	}
 }
 
+// TestSlowPeer takes our bytes slowly: each one moved restarts the clock.
+func TestSlowPeer(t *testing.T) {
+	t.Parallel()
+	const total = 64 << 20
+	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		for range total >> 20 {
+			reads(c, 1<<20)
+			time.Sleep(40 * time.Millisecond)
+		}
+		ignores(c)
+	})
+	echomux(t, nil, "-until", "eof", "-io-timeout", "1s", "127.0.0.1", port, strings.Repeat("x", total)).
+		want(t, 0, at, `echomux: A ok sent=67108865 returned=0 .*`)
+}
+
+// TestForesight: the right bytes, but before they were sent, are no echo.
+func TestForesight(t *testing.T) {
+	t.Parallel()
+	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		for chunk := bytes.Repeat([]byte("x"), 1<<20); ; {
+			if _, err := c.Write(chunk); err != nil {
+				return
+			}
+		}
+	})
+	echomux(t, nil, "127.0.0.1", port, strings.Repeat("x", 64<<20)).
+		want(t, 1, at, `echomux: read A: more came back than was sent: byte \d+ is 0x78: .*`)
+}
+
 // TestUnsent: -until eof, a peer that leaves before it has taken what there was to send.
 func TestUnsent(t *testing.T) {
 	t.Parallel()
@@ -636,14 +665,14 @@ func TestSlowOutput(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "127.0.0.1:0", echoes)
 	stderr := new(output)
-	status := run([]string{"-io-timeout", "200ms", "127.0.0.1", port, strings.Repeat("x", 1<<20)}, nil, slowWriter{}, stderr)
-	result{status, "", stderr.String()}.want(t, 0, at, `echomux: A ok sent=1048577 returned=1048577 .*`)
+	status := run([]string{"-io-timeout", "200ms", "127.0.0.1", port, strings.Repeat("x", 1<<19)}, nil, slowWriter{}, stderr)
+	result{status, "", stderr.String()}.want(t, 0, at, `echomux: A ok sent=524289 returned=524289 .*`)
 }
 
 type slowWriter struct{}
 
 func (slowWriter) Write(p []byte) (int, error) {
-	time.Sleep(time.Duration(len(p)) * time.Second / (1 << 20))
+	time.Sleep(300 * time.Millisecond)
 	return len(p), nil
 }
 
@@ -779,6 +808,17 @@ func TestMixedFates(t *testing.T) {
 				t.Errorf("the three that were closed early are not one line: %q", r.stderr)
 			}
 		})
+	}
+}
+
+// TestManyReset: a connection reset at once, even before its connect was seen to end, was not refused.
+func TestManyReset(t *testing.T) {
+	t.Parallel()
+	faulty(t, "wine", "a reset reads as EOF")
+	_, port := serve(t, "127.0.0.1:0", resets)
+	r := echomux(t, nil, "-n", "200", "127.0.0.1", port, "hello")
+	if r.status != 1 || !strings.Contains(r.lastLine(), " ok=0 failed=200 ") || !strings.Contains(r.stderr, "connection reset by peer") {
+		t.Errorf("status %d: %s", r.status, tail(r.stderr))
 	}
 }
 

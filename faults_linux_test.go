@@ -1,0 +1,844 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Faults that a real kernel makes: packets that a firewall or a relay loses, processes that stand
+// still, descriptors that run out, files and name servers that say anything. What takes root happens
+// in namespaces that a test makes for itself; no packet leaves them.
+
+const spaceVariable = "ECHOMUX_FAULT_SPACE"
+
+// faultSpace runs the calling test once more, in a process with a network and a mount namespace of
+// its own, and is false; in there, where loopback is up and /etc is the test's to write, it is true.
+func faultSpace(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(spaceVariable) != "" {
+		raiseLoopback()
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			t.Fatal(err)
+		}
+		faultFile(t, "/etc/hosts", "")
+		faultFile(t, "/etc/resolv.conf", "")
+		return true
+	}
+	faultRig(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	test := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
+	test.Env = append(os.Environ(), spaceVariable+"=1")
+	test.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	out := new(output)
+	test.Stdout, test.Stderr = out, out
+	if err := test.Start(); err != nil {
+		t.Skipf("no namespaces (they take root): %v", err)
+	}
+	t.Parallel()
+	if err := test.Wait(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	} else if strings.Contains(out.String(), "--- SKIP") || testing.Verbose() {
+		t.Logf("\n%s", out)
+	}
+	return false
+}
+
+// faultRig skips on emulations: these tests are about this machine's kernel.
+func faultRig(t testing.TB) {
+	t.Helper()
+	if os.Getenv("ECHOMUX_RIG") != "" || os.Getenv("ECHOMUX_EXEC") != "" {
+		t.Skip("an emulation has no faults of its own")
+	} else if _, err := os.Stat("/proc/self/stat"); err != nil {
+		t.Skip(err)
+	}
+}
+
+// faultFile puts a file with that text in the place of path, in this mount namespace alone.
+func faultFile(t testing.TB, path, text string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), filepath.Base(path))
+	err := os.WriteFile(file, []byte(text), 0o644)
+	if err == nil {
+		unix.Unmount(path, unix.MNT_DETACH)
+		if err = unix.Mount(file, path, "", unix.MS_BIND, ""); err == nil {
+			t.Cleanup(func() { unix.Unmount(path, unix.MNT_DETACH) })
+		}
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+// faultTool runs a command that changes this namespace.
+func faultTool(t testing.TB, stdin, name string, args ...string) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		t.Skip(err)
+	}
+	tool := exec.Command(name, args...)
+	tool.Stdin = strings.NewReader(stdin)
+	if out, err := tool.CombinedOutput(); err != nil {
+		t.Skipf("%s %q: %v: %s", name, args, err, out)
+	}
+}
+
+// faultListen is an echo server on host, at that port if it is not "0".
+func faultListen(t testing.TB, host, port string) (at, bound string) {
+	return serve(t, net.JoinHostPort(host, port), echoes)
+}
+
+// faultRun is a whole process and how long it took.
+func faultRun(t testing.TB, args ...string) (result, time.Duration) {
+	t.Helper()
+	start := time.Now()
+	r := command(t, "1", nil, args...).start(t).end(t)
+	return r, time.Since(start)
+}
+
+// A is 127.0.1.1 and so on.
+const firewall = `table inet fault {
+	chain input {
+		type filter hook input priority 0;
+		ip daddr 127.0.1.1 drop
+		ip daddr 127.0.1.2 meta l4proto tcp reject with tcp reset
+		ip daddr 127.0.1.3 reject with icmp type host-unreachable
+		ip daddr 127.0.1.4 reject with icmp type port-unreachable
+		ip daddr 127.0.1.5 reject with icmp type admin-prohibited
+		ip daddr 127.0.1.6 tcp flags & psh == psh drop
+		ip6 daddr ::1 tcp dport 7 drop
+	}
+}`
+
+// TestFaultFirewall: what a firewall does to a connect, and to a flow.
+func TestFaultFirewall(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	faultTool(t, firewall, "nft", "-f", "-")
+	_, port := faultListen(t, "127.0.0.1", "0")
+	faultListen(t, "127.0.1.6", port)
+	faultFile(t, "/etc/hosts", `
+127.0.1.1 half
+127.0.0.1 half
+127.0.1.1 silent
+127.0.1.1 silent
+127.0.1.2 refused
+127.0.1.1 refused
+127.0.1.3 late
+127.0.1.2 late
+127.0.0.1 late
+`)
+	limit := []string{"-connect-timeout", "1500ms", "-io-timeout", "600ms"}
+	for _, test := range []struct {
+		host        string
+		status      int
+		stderr      string
+		least, most time.Duration
+	}{
+		{"127.0.1.1", 4, `connect 127.0.1.1:P: timed out`, 1500 * time.Millisecond, 3 * time.Second},
+		{"silent", 4, `connect 127.0.1.1:P: timed out`, 1500 * time.Millisecond, 3 * time.Second},
+		{"half", 0, `127.0.0.1:P ok`, time.Second, 3 * time.Second},
+		{"127.0.1.2", 3, `connect 127.0.1.2:P: connection refused`, 0, time.Second},
+		{"refused", 3, `connect 127.0.1.2:P: connection refused; connect 127.0.1.1:P: timed out`, 1500 * time.Millisecond, 3 * time.Second},
+		{"127.0.1.3", 3, `connect 127.0.1.3:P: no route to host`, 0, time.Second},
+		{"127.0.1.4", 3, `connect 127.0.1.4:P: connection refused`, 0, time.Second},
+		{"127.0.1.5", 3, `connect 127.0.1.5:P: no route to host`, 0, time.Second},
+		{"late", 0, `127.0.0.1:P ok`, 0, time.Second},
+		{"127.0.1.6", 5, `read 127.0.1.6:P: timed out after 600ms of silence \(0 of 6 bytes\) sent=6 returned=0`, 600 * time.Millisecond, 2 * time.Second},
+	} {
+		t.Run(test.host, func(t *testing.T) {
+			t.Parallel()
+			r, took := faultRun(t, append(limit, test.host, port, "hello")...)
+			r.want(t, test.status, "", "echomux: "+strings.ReplaceAll(test.stderr, "P", port)+".*")
+			if took < test.least || took > test.most {
+				t.Errorf("it took %v, not %v to %v", took, test.least, test.most)
+			}
+		})
+	}
+}
+
+// TestFaultRoutes: addresses that this host has no way to.
+func TestFaultRoutes(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	faultTool(t, `route add unreachable 192.0.2.1
+route add prohibit 192.0.2.2
+route add blackhole 192.0.2.3
+route add unreachable 2001:db8::1
+`, "ip", "-batch", "-")
+	for host, want := range map[string]string{
+		"192.0.2.1":   `no route to host`,
+		"192.0.2.2":   `permission denied`,
+		"192.0.2.3":   `invalid argument`, // so Linux says
+		"192.0.2.4":   `network is unreachable`,
+		"2001:db8::1": `no route to host`,
+	} {
+		r, took := faultRun(t, host, "7", "hello")
+		r.want(t, 3, net.JoinHostPort(host, "7"), `echomux: connect A: `+want+` sent=0 returned=0`)
+		if took > 2*time.Second {
+			t.Errorf("%s took %v", host, took)
+		}
+	}
+}
+
+// TestFaultPorts: with two ephemeral ports, a connect to one of them that nobody listens on meets
+// itself, every time; and a third connection finds no port.
+func TestFaultPorts(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("40000 40001"), 0); err != nil {
+		t.Skip(err)
+	}
+	for i := range 20 {
+		at := "127.0.0.1:" + strconv.Itoa(40000+i%2)
+		r, _ := faultRun(t, "127.0.0.1", strconv.Itoa(40000+i%2), "hello")
+		r.want(t, 3, at, `echomux: connect A: connection refused( \(connected to itself\))? sent=0 returned=0`)
+		r.wantStdout(t, "")
+	}
+	_, port := faultListen(t, "127.0.0.1", "9")
+	r, _ := faultRun(t, "-n", "5", "127.0.0.1", port, "hello")
+	r.want(t, 3, "127.0.0.1:9", `echomux: connect A: cannot assign requested address \(3 connections\)
+echomux: A ok=2 failed=3 sent=12 returned=12 .*`)
+}
+
+// TestFaultNameServer: what name servers do besides answering.
+func TestFaultNameServer(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	faultTool(t, firewall, "nft", "-f", "-")
+	_, port := faultListen(t, "127.0.0.1", "0")
+	faultDNS(t, "127.0.0.1:53", func(query []byte) []byte { return faultAnswer(query, 127, 0, 0, 1) })
+	for _, test := range []struct {
+		servers     string
+		status      int
+		stderr      string
+		least, most time.Duration
+	}{
+		{"127.0.0.1", 0, `127.0.0.1:P ok`, 0, time.Second},
+		{"127.0.0.2", 3, `lookup a.test: name server 127.0.0.2:53: connection refused`, 0, time.Second},
+		{"127.0.1.4", 3, `lookup a.test: name server 127.0.1.4:53: connection refused`, 0, time.Second},
+		{"192.0.2.1", 3, `lookup a.test: name server 192.0.2.1:53: connect: network is unreachable`, 0, time.Second},
+		{"127.0.1.1", 4, `lookup a.test: name server 127.0.1.1:53: timed out`, 1500 * time.Millisecond, 3 * time.Second},
+		{"127.0.1.1 127.0.0.1", 0, `127.0.0.1:P ok`, time.Second, 3 * time.Second},
+		{"127.0.0.2 192.0.2.1 127.0.0.1", 0, `127.0.0.1:P ok`, 0, time.Second},
+	} {
+		faultFile(t, "/etc/resolv.conf", "nameserver "+strings.ReplaceAll(test.servers, " ", "\nnameserver ")+"\n")
+		r, took := faultRun(t, "-connect-timeout", "2s", "a.test", port, "hello")
+		r.want(t, test.status, "", "echomux: "+strings.ReplaceAll(test.stderr, "P", port)+".*")
+		if took < test.least || took > test.most {
+			t.Errorf("%s: it took %v, not %v to %v", test.servers, took, test.least, test.most)
+		}
+	}
+}
+
+// faultDNS answers datagrams at address; nil is silence.
+func faultDNS(t testing.TB, address string, answer func(query []byte) []byte) {
+	t.Helper()
+	server, err := net.ListenPacket("udp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for buf := make([]byte, 1500); ; {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			} else if a := answer(buf[:n]); a != nil {
+				server.WriteTo(a, from)
+			}
+		}
+	}()
+	t.Cleanup(func() { server.Close(); <-done })
+}
+
+// faultAnswer answers a query of type A with that address, and others with nothing.
+func faultAnswer(query []byte, ip ...byte) []byte {
+	n := len(query)
+	a := append([]byte{query[0], query[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, query[12:]...)
+	if query[n-3] == 1 {
+		a[7] = 1
+		a = append(append(a, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4), ip...)
+	}
+	return a
+}
+
+// TestFaultLookupDescriptors: a look-up without descriptors is no name's fault.
+func TestFaultLookupDescriptors(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	p := command(t, "1", limited(8), "a.test", "7", "hello").start(t)
+	if r := p.end(t); r.status != 6 || !strings.Contains(r.stderr, "too many open files (the limit is 8)") {
+		t.Errorf("status %d: %q", r.status, r.stderr)
+	}
+}
+
+// faultTidy: whatever came in, standard error is lines of printable ASCII, not many and not long.
+func faultTidy(t testing.TB, r result) {
+	t.Helper()
+	for i := range len(r.stderr) {
+		if c := r.stderr[i]; c != '\n' && (c < ' ' || c > '~') {
+			t.Errorf("control bytes on standard error: %s", tail(r.stderr))
+			break
+		}
+	}
+	if len(r.stderr) > 4000 || !strings.HasSuffix(r.stderr, "\n") {
+		t.Errorf("%d bytes on standard error: %s", len(r.stderr), tail(r.stderr))
+	}
+}
+
+const evil = "\x1b]0;evil\x07\x1b[2J\x9b31m\r\x00\x7f"
+
+// TestFaultWords: hostile words on the command line.
+func TestFaultWords(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	_, port := faultListen(t, "127.0.0.1", "0")
+	control := strings.ReplaceAll(evil, "\x00", "")
+	for _, test := range []struct {
+		status int
+		args   []string
+	}{
+		{3, []string{strings.Repeat("a", 10_000), port, "x"}},
+		{3, []string{strings.Repeat("a.", 5_000), port, "x"}},
+		{3, []string{strings.Repeat(".", 10_000), port, "x"}},
+		{3, []string{strings.Repeat(control, 1000), port, "x"}},
+		{3, []string{"a" + control, port, "x"}},
+		{3, []string{"\xff\xfe", port, "x"}},
+		{3, []string{"::1%" + control, port, "x"}},
+		{3, []string{"::1%" + strings.Repeat("a", 10_000), port, "x"}},
+		{3, []string{"-v", "fe80::1%" + control, port, "x"}},
+		{2, []string{"-" + control, port}},
+		{2, []string{"-n=" + control, "127.0.0.1", port, "x"}},
+		{2, []string{"-until", control, "127.0.0.1", port, "x"}},
+		{2, []string{"127.0.0.1", control, "x"}},
+		{2, []string{control}},
+		{2, []string{"127.0.0.1", strings.Repeat("9", 3_000), "x"}},
+		{2, []string{"-n", "9223372036854775808", "127.0.0.1", port, "x"}},
+		{2, []string{"-io-timeout", "2562047h47m16.854775808s", "127.0.0.1", port, "x"}},
+		{0, []string{"-v", "127.0.0.1", port, control, "\xff\xfe", ""}},
+		{0, []string{"-v", "-connect-timeout", "2562047h47m16.854775807s", "-io-timeout", "2562047h47m16.854775807s", "localhost", port, "x"}},
+		{0, []string{"-count", "2", "-every", "1ns", "127.0.0.1", port, "x"}},
+		{0, []string{"127.0.0.1", port, strings.Repeat("m", 120_000)}},
+	} {
+		r, took := faultRun(t, test.args...)
+		faultTidy(t, r)
+		if r.status != test.status {
+			t.Errorf("%.80q: status %d, want %d: %s", test.args, r.status, test.status, tail(r.stderr))
+		}
+		if took > 5*time.Second {
+			t.Errorf("%.80q: it took %v", test.args, took)
+		}
+	}
+	// As much of everything as there is: descriptors end it, or the signal.
+	r := command(t, "1", limited(64), "-n", "9223372036854775807", "-count", "9223372036854775807", "127.0.0.1", port, "x").start(t).end(t)
+	r.want(t, 6, "127.0.0.1:"+port, `echomux: connect A: too many open files \(the limit is 64\) \(9223372036854775807 connections\)
+echomux: A ok=0 failed=9223372036854775807 sent=\d+ returned=\d+.*`)
+	p := command(t, "1", nil, "-count", "9223372036854775807", "-every", "2562047h47m16.854775807s", "127.0.0.1", port, "x").start(t)
+	p.stderr.await(t, "round=1", 1)
+	p.signal(t, syscall.SIGTERM)
+	if r := p.end(t); r.status != 143 {
+		t.Errorf("status %d: %s", r.status, tail(r.stderr))
+	}
+}
+
+// TestFaultPeerBytes: what a peer sends reaches standard output as it is, and standard error not.
+func TestFaultPeerBytes(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) { io.WriteString(c, evil); c.CloseWrite(); ignores(c) })
+	for until, status := range map[string]int{"echo": 1, "eof": 0} {
+		r, _ := faultRun(t, "-v", "-until", until, "127.0.0.1", port, evil[:5])
+		faultTidy(t, r)
+		if want := map[string]string{"echo": evil[:5], "eof": evil}[until]; r.status != status || r.stdout != want {
+			t.Errorf("-until %s: status %d, standard output %q: %s", until, r.status, r.stdout, tail(r.stderr))
+		}
+	}
+	at, port := faultListen(t, "127.0.0.1", "0")
+	p := command(t, "1", nil, "127.0.0.1", port)
+	p.Stdin = strings.NewReader(evil)
+	r := p.start(t).end(t)
+	r.want(t, 0, at, `echomux: A ok .*`)
+	r.wantStdout(t, evil)
+}
+
+// TestFaultFiles: a hosts file and a resolv.conf of garbage, and of 10 MB.
+func TestFaultFiles(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	_, port := faultListen(t, "127.0.0.1", "0")
+	faultDNS(t, "127.0.0.1:53", func(query []byte) []byte { return faultAnswer(query, 127, 0, 0, 1) })
+	garbage, size := string(noise(100_000)), 10<<20
+	fill := func(line string) string { return strings.Repeat(line, size/len(line)) }
+	for what, test := range map[string]struct {
+		hosts, conf string
+		status      int
+	}{
+		"no file says anything":   {"", "", 0},
+		"garbage":                 {garbage, garbage, 0},
+		"garbage around":          {garbage + "\n127.0.0.1 a.test\n" + garbage, "", 0},
+		"NULs":                    {fill("\x00"), fill("\x00"), 0},
+		"no newline":              {fill("127.0.0.1 "), fill("nameserver 127.0.0.1 "), 0},
+		"others":                  {fill("127.0.0.1 b.test\n"), fill("nameserver 127.0.0.1\n"), 0},
+		"this one":                {fill("127.0.0.1 a.test\n"), "", 0},
+		"nobody there":            {fill("127.0.0.9 a.test\n"), "", 3},
+		"zones of control bytes":  {"::1%" + strings.ReplaceAll(evil, "\r", "") + " a.test\n", "", 3},
+		"a long zone":             {"::1%" + strings.Repeat("x", 9000) + " a.test\n", "", 3},
+		"search":                  {"", "nameserver 127.0.0.1\noptions ndots:9\nsearch" + strings.Repeat(" "+evil, 2000), 0},
+		"search, long":            {"", fill("search " + strings.Repeat("x", 300) + "\n"), 0},
+		"options":                 {"", fill("options ndots:99999999999999999999 timeout:-1 attempts:99999999999999999999 : a:\n"), 0},
+		"name servers of garbage": {"", "nameserver 1.2.3\nnameserver ::ffff:127.0.0.1\nnameserver\nnameserver 127.0.0.1%" + evil, 0},
+		"a name server's zone":    {"", "nameserver fe80::1%\x1b[31m\n", 0},
+	} {
+		faultFile(t, "/etc/hosts", test.hosts)
+		faultFile(t, "/etc/resolv.conf", test.conf)
+		r, took := faultRun(t, "-connect-timeout", "3s", "a.test", port, "hello")
+		faultTidy(t, r)
+		if r.status != test.status || took > 5*time.Second {
+			t.Errorf("%s: status %d, want %d, in %v: %s", what, r.status, test.status, took, tail(r.stderr))
+		}
+	}
+}
+
+// TestFaultAnswers: answers of a name server that mutates them.
+func TestFaultAnswers(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	_, port := faultListen(t, "127.0.0.1", "0")
+	random := rand.New(rand.NewPCG(3, 4))
+	faultDNS(t, "127.0.0.1:53", func(query []byte) []byte {
+		a := faultAnswer(query, 127, 0, 0, 1)
+		switch random.IntN(6) {
+		case 0:
+			return a[:random.IntN(len(a))]
+		case 1: // thousands of addresses where nobody is, as far as a datagram goes
+			for len(a) < 60_000 {
+				a = append(a, 0xc0, 12, 0, query[len(query)-3], 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 9)
+			}
+			a[6], a[7] = 0xff, 0xff
+		case 2: // names that point at themselves
+			a = append(a[:len(query)], 0xc0, byte(len(query)), 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1)
+		}
+		for range random.IntN(8) {
+			a[2+random.IntN(len(a)-2)] ^= 1 << random.IntN(8)
+		}
+		return a
+	})
+	faultFile(t, "/etc/resolv.conf", "options timeout:1 attempts:1\n")
+	fates := map[int]int{}
+	for range 5 {
+		var runs [60]*running
+		for i := range runs {
+			runs[i] = begin(nil, "-connect-timeout", "300ms", "a.test", port, "hello")
+		}
+		for _, run := range runs {
+			r := run.end(t)
+			faultTidy(t, r)
+			fates[r.status]++
+		}
+	}
+	t.Logf("by exit status: %v", fates)
+	if fates[0] == 0 || fates[3] == 0 || fates[4] == 0 || fates[0]+fates[3]+fates[4] != 300 {
+		t.Errorf("by exit status: %v", fates)
+	}
+}
+
+// faultPath is a network of one TUN device, where 192.0.2.2 is this very host behind a path that the
+// test controls: the relay swaps the two addresses of each packet, which leaves the checksums right.
+type faultPath struct {
+	tun         int
+	delay       atomic.Int64 // ns, each way
+	loss        atomic.Int64 // of 1000 packets
+	packets     atomic.Int64 // that came by
+	queue       chan faultPacket
+	stop, ended chan struct{}
+}
+
+type faultPacket struct {
+	due  time.Time
+	data []byte
+}
+
+func newFaultPath(t testing.TB, mtu uint32) *faultPath {
+	t.Helper()
+	tun, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Skipf("/dev/net/tun: %v", err)
+	}
+	control, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(control)
+	for _, step := range []struct {
+		fd, request int
+		set         func(*unix.Ifreq)
+	}{
+		{tun, unix.TUNSETIFF, func(r *unix.Ifreq) { r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI) }},
+		{control, unix.SIOCSIFADDR, func(r *unix.Ifreq) { r.SetInet4Addr([]byte{192, 0, 2, 1}) }},
+		{control, unix.SIOCSIFNETMASK, func(r *unix.Ifreq) { r.SetInet4Addr([]byte{255, 255, 255, 0}) }},
+		{control, unix.SIOCSIFMTU, func(r *unix.Ifreq) { r.SetUint32(mtu) }},
+		{control, unix.SIOCSIFFLAGS, func(r *unix.Ifreq) { r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING) }},
+	} {
+		r, err := unix.NewIfreq("fault0")
+		if err == nil {
+			step.set(r)
+			err = unix.IoctlIfreq(step.fd, uint(step.request), r)
+		}
+		if err != nil {
+			t.Skipf("TUN device: request %#x: %v", step.request, err)
+		}
+	}
+	p := &faultPath{tun: tun, queue: make(chan faultPacket, 10_000), stop: make(chan struct{}), ended: make(chan struct{}, 2)}
+	go p.take()
+	go p.give()
+	t.Cleanup(func() {
+		close(p.stop)
+		<-p.ended
+		<-p.ended
+		unix.Close(tun)
+	})
+	return p
+}
+
+// take reads packets and loses some.
+func (p *faultPath) take() {
+	defer func() { p.ended <- struct{}{} }()
+	random := rand.New(rand.NewPCG(5, 6))
+	for buf := make([]byte, 1<<16); ; {
+		select {
+		case <-p.stop:
+			return
+		default:
+		}
+		unix.Poll([]unix.PollFd{{Fd: int32(p.tun), Events: unix.POLLIN}}, 20)
+		n, err := unix.Read(p.tun, buf)
+		if err != nil || n < 20 || buf[0]>>4 != 4 {
+			continue
+		}
+		p.packets.Add(1)
+		if random.Int64N(1000) < p.loss.Load() {
+			continue
+		}
+		data := bytes.Clone(buf[:n])
+		copy(data[12:16], buf[16:20])
+		copy(data[16:20], buf[12:16])
+		select {
+		case p.queue <- faultPacket{time.Now().Add(time.Duration(p.delay.Load())), data}:
+		default: // full: lost
+		}
+	}
+}
+
+// give writes them when they are due.
+func (p *faultPath) give() {
+	defer func() { p.ended <- struct{}{} }()
+	for {
+		select {
+		case <-p.stop:
+			return
+		case q := <-p.queue:
+			time.Sleep(time.Until(q.due))
+			unix.Write(p.tun, q.data)
+		}
+	}
+}
+
+// TestFaultPath: delay, loss, small packets, and a path that falls silent for a while or for good.
+func TestFaultPath(t *testing.T) {
+	if !faultSpace(t) {
+		return
+	}
+	path := newFaultPath(t, 296)
+	_, port := faultListen(t, "192.0.2.1", "0")
+	at := "192.0.2.2:" + port
+	send := func(size int, flags ...string) *process {
+		p := command(t, "1", nil, append(flags, "192.0.2.2", port)...)
+		p.Stdin = bytes.NewReader(noise(size))
+		return p.start(t)
+	}
+
+	before := path.packets.Load()
+	r := send(300_000).end(t)
+	r.want(t, 0, at, `echomux: A ok sent=300000 returned=300000 .*`)
+	r.wantStdout(t, string(noise(300_000)))
+	if n := path.packets.Load() - before; n < 600_000/256 {
+		t.Errorf("%d packets of at most 256 bytes", n)
+	}
+
+	path.delay.Store(int64(60 * time.Millisecond)) // each way
+	r = send(20_000).end(t)
+	r.want(t, 0, at, `echomux: A ok sent=20000 returned=20000 connect_ms=1[2-9]\d\.\d\d exchange_ms=N`)
+	r, _ = faultRun(t, "-connect-timeout", "100ms", "192.0.2.2", port, "hello")
+	r.want(t, 4, at, `echomux: connect A: timed out sent=0 returned=0`)
+	r, _ = faultRun(t, "-count", "5", "192.0.2.2", port, "hello")
+	r.want(t, 0, at, `echomux: A ok sent=30 returned=30 .* rounds=5 rtt_ms=1[2-9]\d.*`)
+
+	path.delay.Store(int64(2 * time.Millisecond))
+	path.loss.Store(50)
+	r = send(40_000, "-connect-timeout", "30s", "-io-timeout", "30s").end(t)
+	r.want(t, 0, at, `echomux: A ok sent=40000 returned=40000 .*`)
+	r, _ = faultRun(t, "-n", "50", "-connect-timeout", "30s", "-io-timeout", "30s", "192.0.2.2", port, "hello")
+	r.want(t, 0, at, `echomux: A ok=50 failed=0 sent=300 returned=300 .*`)
+	path.loss.Store(0)
+
+	dark := func(until func(p *process)) result {
+		path.delay.Store(int64(20 * time.Millisecond))
+		p := command(t, "1", nil, "-io-timeout", "1s", "-count", "0", "-every", "50ms", "192.0.2.2", port, "hello").start(t)
+		p.stderr.await(t, "round=3 ", 1)
+		path.loss.Store(1000)
+		until(p)
+		path.loss.Store(0)
+		return p.end(t)
+	}
+	r = dark(func(p *process) { <-p.over })
+	if r.status != 5 || !strings.Contains(r.lastLine(), "timed out after 1s of silence") {
+		t.Errorf("a path that fell silent: status %d, %q", r.status, r.lastLine())
+	}
+	r = dark(func(p *process) {
+		time.Sleep(300 * time.Millisecond)
+		path.loss.Store(0)
+		rounds := strings.Count(p.stderr.String(), "round=")
+		p.stderr.await(t, "round=", rounds+3)
+		p.signal(t, syscall.SIGTERM)
+	})
+	if r.status != 143 {
+		t.Errorf("a path that fell silent for a moment: status %d, %q", r.status, r.lastLine())
+	}
+}
+
+// faultIdle is what p uses of the processor during d, in nanoseconds of all its threads.
+func faultIdle(t testing.TB, p *process, d time.Duration) time.Duration {
+	t.Helper()
+	before := faultCPU(t, p)
+	time.Sleep(d)
+	return faultCPU(t, p) - before
+}
+
+func faultCPU(t testing.TB, p *process) (sum time.Duration) {
+	t.Helper()
+	tasks, _ := filepath.Glob("/proc/" + strconv.Itoa(p.Process.Pid) + "/task/*/schedstat")
+	for _, task := range tasks {
+		text, _ := os.ReadFile(task)
+		used, _, _ := strings.Cut(string(text), " ")
+		ns, _ := strconv.ParseInt(used, 10, 64)
+		sum += time.Duration(ns)
+	}
+	if sum == 0 {
+		t.Skip("no schedstat here")
+	}
+	return sum
+}
+
+// TestFaultStopped: a process that stood still for longer than the I/O timeout, while the peer did
+// its part, goes on; where the peer stood still, it does not.
+func TestFaultStopped(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	limit := []string{"-io-timeout", "400ms", "-connect-timeout", "400ms"}
+	const nap = 900 * time.Millisecond
+	server, port := startServer(t)
+	at := "127.0.0.1:" + port
+	t.Run("client", func(t *testing.T) {
+		p := command(t, "1", nil, append(limit, "127.0.0.1", port)...)
+		in, err := p.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.start(t)
+		big := noise(8 << 20)
+		go func() { in.Write(big); in.Close() }()
+		eventually(t, func() bool { return len(p.stdout.String()) > 1<<20 }, func() string { return "nothing comes back" })
+		p.signal(t, syscall.SIGSTOP)
+		time.Sleep(nap)
+		p.signal(t, syscall.SIGCONT)
+		r := p.end(t)
+		r.want(t, 0, at, `echomux: A ok sent=8388608 returned=8388608 .*`)
+		r.wantStdout(t, string(big))
+	})
+	t.Run("many", func(t *testing.T) {
+		released := make(chan struct{})
+		late, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) { <-released; echoes(c) })
+		p := command(t, "1", nil, append(limit, "-v", "-n", "500", "127.0.0.1", port, "hello")...).start(t)
+		p.stderr.await(t, "sent: ", 500)
+		p.signal(t, syscall.SIGSTOP)
+		close(released)
+		time.Sleep(nap)
+		p.signal(t, syscall.SIGCONT)
+		r := p.end(t)
+		r.stderr = r.lastLine() + "\n"
+		r.want(t, 0, late, `echomux: A ok=500 failed=0 sent=3000 returned=3000 .*`)
+	})
+	t.Run("server, for good", func(t *testing.T) {
+		server.signal(t, syscall.SIGSTOP)
+		defer server.signal(t, syscall.SIGCONT)
+		r, _ := faultRun(t, append(limit, "127.0.0.1", port, "hello")...)
+		r.want(t, 5, at, `echomux: read A: timed out after 400ms of silence \(0 of 6 bytes\) sent=6 returned=0`)
+	})
+	t.Run("server, for a moment", func(t *testing.T) {
+		p := command(t, "1", nil, "-count", "0", "-every", "10ms", "127.0.0.1", port, "hello").start(t)
+		p.stderr.await(t, "round=3 ", 1)
+		server.signal(t, syscall.SIGSTOP)
+		time.Sleep(300 * time.Millisecond)
+		rounds := strings.Count(p.stderr.String(), "round=")
+		server.signal(t, syscall.SIGCONT)
+		p.stderr.await(t, "round=", rounds+3)
+		p.signal(t, syscall.SIGTERM)
+		if r := p.end(t); r.status != 143 {
+			t.Errorf("status %d: %s", r.status, tail(r.stderr))
+		}
+	})
+}
+
+// TestFaultSlowReader: a reader of standard output that takes nothing for longer than the I/O
+// timeout is no silence of the peer.
+func TestFaultSlowReader(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	at, port := faultListen(t, "127.0.0.1", "0")
+	p := command(t, "1", nil, "-io-timeout", "400ms", "127.0.0.1", port)
+	big := noise(8 << 20)
+	slow, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	p.Stdin, p.Stdout = bytes.NewReader(big), w
+	p.start(t)
+	w.Close()
+	var got []byte
+	for buf := make([]byte, 3<<20); ; {
+		time.Sleep(900 * time.Millisecond)
+		n, err := io.ReadFull(slow, buf)
+		got = append(got, buf[:n]...)
+		if err != nil {
+			break
+		}
+	}
+	p.end(t).want(t, 0, at, `echomux: A ok sent=8388608 returned=8388608 .*`)
+	if !bytes.Equal(got, big) {
+		t.Errorf("%d other bytes", len(got))
+	}
+}
+
+// TestFaultIdle: waiting costs nothing, whatever is waited for.
+func TestFaultIdle(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	_, silent := serve(t, "127.0.0.1:0", ignores)
+	over := make(chan struct{})
+	_, stuck := serve(t, "127.0.0.1:0", func(*net.TCPConn) { <-over })
+	t.Cleanup(func() { close(over) })
+	_, port := startServer(t)
+	for range 20 {
+		io.WriteString(dialServer(t, "127.0.0.1", port), "x") // and never reads
+	}
+	exhausted := command(t, "1", limited(30), "-serve", "127.0.0.1", port0(t)).start(t)
+	exhaustedPort := exhausted.Args[len(exhausted.Args)-1]
+	eventually(t, func() bool {
+		c, err := net.Dial("tcp", "127.0.0.1:"+exhaustedPort)
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+		}
+		return strings.Contains(exhausted.stderr.String(), "too many open files (the limit is 30)")
+	}, func() string { return "descriptors do not run out" })
+	input := func(p *process, size int) *process {
+		stdin, err := p.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.start(t)
+		go stdin.Write(make([]byte, size))
+		return p
+	}
+	many := []string{"-io-timeout", "1m", "-n", "100", "127.0.0.1", silent, "hello"}
+	for what, p := range map[string]*process{
+		"a silent peer":               command(t, "1", nil, "-io-timeout", "1m", "127.0.0.1", silent, "hello").start(t),
+		"100 silent peers":            command(t, "1", nil, many...).start(t),
+		"a peer that reads nothing":   input(command(t, "1", nil, "-io-timeout", "1m", "127.0.0.1", stuck), 16<<20),
+		"a user who thinks":           input(command(t, "1", nil, "127.0.0.1", silent), 0),
+		"a round that is not due":     command(t, "1", nil, "-count", "0", "-every", "1h", "127.0.0.1", port, "hello").start(t),
+		"a server out of descriptors": exhausted,
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			time.Sleep(500 * time.Millisecond) // it has started
+			select {
+			case <-p.over:
+				t.Fatalf("it is over: %s", tail(p.stderr.String()))
+			default:
+			}
+			const d = 3 * time.Second
+			used := faultIdle(t, p, d)
+			t.Logf("%v of processor time in %v", used, d)
+			if used > d/50 {
+				t.Errorf("%v of processor time in %v", used, d)
+			}
+		})
+	}
+}
+
+// TestFaultCollector: a server without descriptors survives its garbage collector, whose timers want
+// one. Clients that stop reading and go on make it garbage.
+func TestFaultCollector(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	port := port0(t)
+	p := command(t, "1", limited(64), "-serve", "127.0.0.1", port).start(t)
+	var held []*net.TCPConn
+	eventually(t, func() bool {
+		if c, err := net.Dial("tcp", "127.0.0.1:"+port); err == nil {
+			held = append(held, c.(*net.TCPConn))
+		}
+		return strings.Contains(p.stderr.String(), "too many open files (the limit is 64)")
+	}, func() string { return "descriptors do not run out" })
+	chunk := make([]byte, 256<<10)
+	for range 3 {
+		for _, c := range held {
+			c.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
+			for err := error(nil); err == nil; {
+				_, err = c.Write(chunk)
+			}
+		}
+		for range 2 {
+			for _, c := range held {
+				c.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+				for err := error(nil); err == nil; {
+					_, err = c.Read(chunk)
+				}
+			}
+		}
+	}
+	for _, c := range held {
+		c.Close()
+	}
+	r, _ := faultRun(t, "127.0.0.1", port, "hello")
+	r.want(t, 0, "127.0.0.1:"+port, `echomux: A ok .*`)
+	p.signal(t, syscall.SIGTERM)
+	if r := p.end(t); r.status != 143 {
+		t.Errorf("status %d: %.300q", r.status, r.stderr)
+	}
+}
