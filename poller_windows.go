@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -121,11 +122,12 @@ func (p *selector) wait(events []event, ms int) (int, error) {
 	if ms >= 0 {
 		timeout = &windows.Timeval{Sec: int32(ms / 1000), Usec: int32(ms % 1000 * 1000)}
 	}
-	// The first argument is ignored. Call keeps what the others point to alive and in its place.
-	n, _, err := procSelect.Call(0, uintptr(unsafe.Pointer(&p.reads[0])), uintptr(unsafe.Pointer(&p.writes[0])),
-		uintptr(unsafe.Pointer(&p.fail[0])), uintptr(unsafe.Pointer(timeout)))
+	// The first argument is ignored. What the others point to stays alive and in its place for the
+	// call. LazyProc.Call would allocate, on each turn of the loop.
+	n, _, errno := syscall.SyscallN(procSelect.Addr(), 0, uintptr(unsafe.Pointer(&p.reads[0])),
+		uintptr(unsafe.Pointer(&p.writes[0])), uintptr(unsafe.Pointer(&p.fail[0])), uintptr(unsafe.Pointer(timeout)))
 	if int32(n) < 0 {
-		return 0, fault("select", err)
+		return 0, fault("select", errno)
 	} else if n == 0 {
 		return 0, nil // what the sets hold after a timeout is nowhere promised
 	}

@@ -159,16 +159,19 @@ func TestProcessPipes(t *testing.T) {
 func TestProcessStdinFile(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "127.0.0.1:0", echoes)
-	path := t.TempDir() + "/input"
 	big := noise(3<<20 + 1)
-	if err := os.WriteFile(path, big, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Open(path)
+	f, err := os.CreateTemp("", "input") // t.TempDir could not be removed under Wine
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer os.Remove(f.Name())
 	defer f.Close()
+	if _, err := f.Write(big); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Seek(0, 0); err != nil {
+		t.Fatal(err)
+	}
 	p := command(t, "1", nil, "127.0.0.1", port)
 	p.Stdin = f
 	r := p.start(t).end(t)

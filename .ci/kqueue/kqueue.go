@@ -63,6 +63,7 @@ type knoteName struct {
 type queue struct {
 	eventfd int
 	notes   map[knoteName]*knote
+	ready   []EpollEvent // of the one goroutine that waits
 }
 
 var (
@@ -197,6 +198,9 @@ func (q *queue) signal() {
 
 // scan waits for events until the timeout. It waits on if all that epoll named has gone.
 func (q *queue) scan(kq int, events []Kevent_t, timeout *Timespec) (int, error) {
+	if len(q.ready) < len(events) {
+		q.ready = make([]EpollEvent, len(events))
+	}
 	var deadline time.Time
 	if timeout != nil {
 		if timeout.Sec < 0 || timeout.Nsec < 0 || timeout.Nsec >= 1e9 {
@@ -209,12 +213,11 @@ func (q *queue) scan(kq int, events []Kevent_t, timeout *Timespec) (int, error) 
 		if timeout != nil {
 			ms = int(min(max(0, time.Until(deadline)+time.Millisecond-1), time.Hour) / time.Millisecond)
 		}
-		ready := make([]EpollEvent, len(events))
-		n, err := EpollWait(kq, ready, ms)
+		n, err := EpollWait(kq, q.ready[:len(events)], ms)
 		if err != nil {
 			return -1, err
 		}
-		if found := q.collect(ready[:n], events); found > 0 {
+		if found := q.collect(q.ready[:n], events); found > 0 {
 			return found, nil
 		}
 		if timeout != nil && !time.Now().Before(deadline) {
