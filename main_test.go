@@ -315,12 +315,12 @@ func TestPeers(t *testing.T) {
 		}, 1, `echomux: read A: byte 0 differs: sent 0x68, came back 0x32: is this an echo server\? sent=6 returned=0`, "", ""},
 
 		{"silent", "-io-timeout 300ms", ignores, 5,
-			`echomux: read A: timed out after 300ms of silence \(0 of 6 bytes\) sent=6 returned=0`, "", ""},
+			`echomux: read A: timed out after 1s of silence \(0 of 6 bytes\) sent=6 returned=0`, "", ""},
 		{"silent halfway", "-io-timeout 300ms", func(c *net.TCPConn) {
 			reads(c, 6)
 			io.WriteString(c, "hell")
 			ignores(c)
-		}, 5, `echomux: read A: timed out after 300ms of silence \(4 of 6 bytes\) sent=6 returned=4`, "hell", ""},
+		}, 5, `echomux: read A: timed out after 1s of silence \(4 of 6 bytes\) sent=6 returned=4`, "hell", ""},
 		{"silent, closes after the timeout", "-io-timeout 300ms", func(c *net.TCPConn) {
 			reads(c, 6)
 			time.Sleep(1500 * time.Millisecond)
@@ -341,7 +341,7 @@ func TestPeers(t *testing.T) {
 		{"eof, silent", "-until eof -io-timeout 300ms", func(c *net.TCPConn) {
 			ignores(c)
 			time.Sleep(1500 * time.Millisecond)
-		}, 5, `echomux: read A: timed out after 300ms of silence.* sent=6 returned=0`, "", ""},
+		}, 5, `echomux: read A: timed out after 1s of silence.* sent=6 returned=0`, "", ""},
 		{"eof, resets", "-until eof", func(c *net.TCPConn) {
 			io.WriteString(c, "220 ready\n")
 			ignores(c)
@@ -557,12 +557,12 @@ func TestThinkingUser(t *testing.T) {
 			t.Parallel()
 			at, port := serve(t, "127.0.0.1:0", echoes)
 			stdin, user := io.Pipe()
-			r := begin(stdin, "-until", until, "-io-timeout", "250ms", "127.0.0.1", port)
-			time.Sleep(600 * time.Millisecond)
+			r := begin(stdin, "-until", until, "-io-timeout", "1500ms", "127.0.0.1", port)
+			time.Sleep(2000 * time.Millisecond)
 			for i := range 2 {
 				io.WriteString(user, "hello\n")
 				r.stdout.await(t, "hello\n", i+1)
-				time.Sleep(600 * time.Millisecond)
+				time.Sleep(2000 * time.Millisecond)
 			}
 			user.Close()
 			r.end(t).want(t, 0, at, `echomux: A ok sent=12 returned=12 connect_ms=N exchange_ms=N`)
@@ -663,14 +663,14 @@ func TestSlowOutput(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "127.0.0.1:0", echoes)
 	stderr := new(output)
-	status := run([]string{"-io-timeout", "200ms", "127.0.0.1", port, strings.Repeat("x", 1<<19)}, nil, slowWriter{}, stderr)
+	status := run([]string{"-io-timeout", "1s", "127.0.0.1", port, strings.Repeat("x", 1<<19)}, nil, slowWriter{}, stderr)
 	result{status, "", stderr.String()}.want(t, 0, at, `echomux: A ok sent=524289 returned=524289 .*`)
 }
 
 type slowWriter struct{}
 
 func (slowWriter) Write(p []byte) (int, error) {
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(1200 * time.Millisecond)
 	return len(p), nil
 }
 
@@ -688,10 +688,10 @@ func TestEvery(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "127.0.0.1:0", echoes)
 	start := time.Now()
-	echomux(t, nil, "-count", "3", "-every", "600ms", "-io-timeout", "250ms", "127.0.0.1", port, "hello").
+	echomux(t, nil, "-count", "3", "-every", "2s", "-io-timeout", "1500ms", "127.0.0.1", port, "hello").
 		want(t, 0, at, `echomux: A round=1 rtt_ms=N\nechomux: A round=2 rtt_ms=N\nechomux: A round=3 rtt_ms=N\n`+
 			`echomux: A ok sent=18 returned=18 connect_ms=N rounds=3 rtt_ms=N/N/N`)
-	if took := time.Since(start); took < 1190*time.Millisecond {
+	if took := time.Since(start); took < 3990*time.Millisecond {
 		t.Errorf("three rounds took %v", took)
 	}
 	echomux(t, nil, "-q", "-count", "3", "-every", "1ms", "127.0.0.1", port, "hello").wantQuiet(t)
@@ -719,7 +719,7 @@ func TestLaterRound(t *testing.T) {
 		{"dropped", func(c *net.TCPConn) {
 			io.CopyN(c, c, 12)
 			ignores(c)
-		}, 5, `echomux: read A: timed out after 300ms of silence .* sent=18 returned=12 rounds=2 rtt_ms=N/N/N`},
+		}, 5, `echomux: read A: timed out after 1s of silence .* sent=18 returned=12 rounds=2 rtt_ms=N/N/N`},
 		{"closed", func(c *net.TCPConn) {
 			io.CopyN(c, c, 12)
 			reads(c, 3)
@@ -735,7 +735,7 @@ func TestLaterRound(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			at, port := serve(t, "127.0.0.1:0", test.talk)
-			echomux(t, nil, "-io-timeout", "300ms", "-count", "4", "127.0.0.1", port, "hello").
+			echomux(t, nil, "-io-timeout", "1s", "-count", "4", "127.0.0.1", port, "hello").
 				want(t, test.status, at, test.stderr)
 		})
 	}
