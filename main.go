@@ -345,9 +345,10 @@ func (l *loop) resolve(then func([]netip.Addr)) {
 	answer := func(addrs []netip.Addr, err error) {
 		seen := make(map[netip.Addr]bool)
 		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
+			a = a.Unmap() // ::ffff:192.0.2.1 is IPv4
 			again := seen[a]
 			seen[a] = true
-			return again || l.family != "ip" && a.Unmap().Is4() != (l.family == "ip4") || printable(a.Zone()) != a.Zone()
+			return again || l.family != "ip" && a.Is4() != (l.family == "ip4") || printable(a.Zone()) != a.Zone()
 		})
 		addrs = addrs[:min(len(addrs), maxAddrs)]
 		if err == nil && len(addrs) == 0 {

@@ -653,6 +653,7 @@ func (s *simulation) lookUp() {
 		k.woken = true
 		k.credit++
 		switch {
+		case s.signal != 0: // it came first
 		case a.err == errTimedOut:
 			s.abortedBy = &verdict{exitConnectTimeout, []string{"lookup host.example: timed out"}, s.o.n}
 		case a.err != nil:
@@ -670,11 +671,11 @@ func (s *simulation) noAddress(host string) {
 func (s *simulation) ofFamily(addrs []netip.Addr) (left []netip.Addr) {
 	for _, a := range addrs {
 		a = a.Unmap()
-		if s.o.family == "ip" || a.Is4() == (s.o.family == "ip4") {
+		if (s.o.family == "ip" || a.Is4() == (s.o.family == "ip4")) && !slices.Contains(left, a) {
 			left = append(left, a)
 		}
 	}
-	return left
+	return left[:min(len(left), maxAddrs)]
 }
 
 // nothingLeft: nobody will ever do anything. The user gives up.
@@ -1014,7 +1015,10 @@ func (s *simulation) client(flag func(string, any), args *[]string) {
 		flag(one(&k.chance, "4", "6"), true)
 	}
 	pool := []netip.Addr{}
-	for i := range 6 {
+	for i := range one(&k.chance, 6, 6, 6, 40) {
+		if i > 0 && k.oneIn(16) {
+			i = k.pick(i) // a name may have an address twice, or mapped too
+		}
 		a := netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})
 		if k.oneIn(2) {
 			a = netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(i)})
@@ -1025,7 +1029,7 @@ func (s *simulation) client(flag func(string, any), args *[]string) {
 	}
 	if s.name = k.oneIn(3); s.name {
 		s.asked, s.answers, s.waiting = make(chan time.Duration), make(chan lookupAnswer), true
-		s.answer = lookupAnswer{addrs: pool[:k.pick(len(pool))], delay: k.span(5 * time.Second)}
+		s.answer = lookupAnswer{addrs: pool[:k.upTo(len(pool))], delay: k.span(5 * time.Second)}
 		if len(s.answer.addrs) == 0 {
 			s.answer.err = errNoName
 		}
