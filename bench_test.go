@@ -102,6 +102,73 @@ func rounds(t testing.TB, n int64) {
 	}
 }
 
+// TestRoundsCallNothingElse counts at the seam: a round is one write, one wait and one read, and its
+// interest never changes.
+func TestRoundsCallNothingElse(t *testing.T) {
+	t.Parallel()
+	_, port := serve(t, "127.0.0.1:0", echoes)
+	calls := func(n string) map[string]int {
+		o, err := parse([]string{"-q", "-count", n, "127.0.0.1", port, message})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := newPoller()
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls, start := map[string]int{}, time.Now()
+		l := newLoop(o, countingPoller{p, calls}, countingSockets{system{}, calls}, func() time.Duration { return time.Since(start) })
+		l.stdout, l.stderr = io.Discard, io.Discard
+		l.run()
+		l.close()
+		if status := l.report(); status != exitOK {
+			t.Fatalf("exit status %d", status)
+		}
+		return calls
+	}
+	few, many := calls("100"), calls("1100")
+	for call, most := range map[string]int{"write": 1000, "read": 1000, "wait": 1020, "change": 0} { // a signal of the runtime's ends a wait
+		if got := many[call] - few[call]; got > most {
+			t.Errorf("%d calls of %s in 1000 further rounds, want at most %d", got, call, most)
+		}
+	}
+}
+
+type countingPoller struct {
+	poller
+	calls map[string]int
+}
+
+func (p countingPoller) add(s socket, want readiness) error {
+	p.calls["change"]++
+	return p.poller.add(s, want)
+}
+
+func (p countingPoller) modify(s socket, want readiness) error {
+	p.calls["change"]++
+	return p.poller.modify(s, want)
+}
+
+func (p countingPoller) wait(events []event, ms int) (int, error) {
+	p.calls["wait"]++
+	return p.poller.wait(events, ms)
+}
+
+type countingSockets struct {
+	sockets
+	calls map[string]int
+}
+
+func (k countingSockets) read(s socket, p []byte) (int, error) {
+	k.calls["read"]++
+	return k.sockets.read(s, p)
+}
+
+func (k countingSockets) write(s socket, p []byte) (int, error) {
+	k.calls["write"]++
+	return k.sockets.write(s, p)
+}
+
 // ---- The contests ----
 
 // contest is one contender at one job.
