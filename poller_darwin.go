@@ -134,17 +134,15 @@ func (p *kqueue) close() error { return fault("close", unix.Close(p.kq)) }
 var errNoName = errors.New("no such name")
 
 // resolve finds the addresses of host within left: as the system does, which knows more sources
-// than hosts(5) and resolver(5) tell. IPv4 comes from it in IPv6's clothes.
+// than hosts(5) and resolver(5) tell.
 func resolve(host, family string, left time.Duration) ([]netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), left)
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, family, host)
-	for i, a := range addrs {
-		addrs[i] = a.Unmap()
-	}
-	if e, ok := errors.AsType[*net.DNSError](err); ok && e.IsTimeout {
+	var e *net.DNSError
+	if errors.As(err, &e) && e.IsTimeout {
 		return nil, errTimedOut
-	} else if ok && e.IsNotFound {
+	} else if e != nil && e.IsNotFound {
 		return nil, errNoName
 	}
 	return addrs, err

@@ -164,17 +164,15 @@ func (p *selector) close() error { return system{}.close(p.wakeSock) }
 var errNoName = errors.New("no such name")
 
 // resolve finds the addresses of host within left: as the system does, which knows more sources
-// than a hosts file and DNS. IPv4 comes from it in IPv6's clothes.
+// than a hosts file and DNS.
 func resolve(host, family string, left time.Duration) ([]netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), left)
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, family, host)
-	for i, a := range addrs {
-		addrs[i] = a.Unmap()
-	}
-	if e, ok := errors.AsType[*net.DNSError](err); ok && e.IsTimeout {
+	var e *net.DNSError
+	if errors.As(err, &e) && e.IsTimeout {
 		return nil, errTimedOut
-	} else if ok && e.IsNotFound {
+	} else if e != nil && e.IsNotFound {
 		return nil, errNoName
 	}
 	return addrs, err
