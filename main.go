@@ -190,7 +190,7 @@ func (l *loop) run() {
 		}
 		l.turn++
 		n, err := l.poller.wait(l.events, l.waitMs())
-		l.check(err)
+		l.abort(exitLocal, err)
 		l.now = l.clock()
 		for _, ev := range l.events[:n] {
 			// An earlier event of the batch may have closed the socket, and the kernel may have
@@ -208,17 +208,11 @@ func (l *loop) run() {
 	}
 }
 
-// abort ends the run: what is unfinished has failed. check does so if the poller did.
+// abort ends the run if err is one: what is unfinished has failed.
 func (l *loop) abort(status int, err error) {
-	if l.jobs > 0 {
+	if err != nil && l.jobs > 0 {
 		l.tally.count(status, err, l.jobs)
 		l.jobs = 0
-	}
-}
-
-func (l *loop) check(err error) {
-	if err != nil {
-		l.abort(exitLocal, err)
 	}
 }
 
@@ -247,11 +241,11 @@ func (l *loop) settle(m machine) {
 	case want == was:
 		return
 	case was == 0:
-		l.check(l.poller.add(w.sock, want))
+		l.abort(exitLocal, l.poller.add(w.sock, want))
 	case want == 0:
-		l.check(l.poller.remove(w.sock))
+		l.abort(exitLocal, l.poller.remove(w.sock))
 	default:
-		l.check(l.poller.modify(w.sock, want))
+		l.abort(exitLocal, l.poller.modify(w.sock, want))
 	}
 	w.logf("watching for %s", [...]string{"nothing", "read only", "write only", "read and write"}[want])
 }
@@ -343,9 +337,11 @@ func (w *watch) logData(what string, p []byte) {
 // them. The seam bounds that by the time left.
 func (l *loop) resolve(then func([]netip.Addr)) {
 	answer := func(addrs []netip.Addr, err error) {
+		for i, a := range addrs {
+			addrs[i] = a.Unmap() // ::ffff:192.0.2.1 is IPv4
+		}
 		seen := make(map[netip.Addr]bool)
 		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
-			a = a.Unmap() // ::ffff:192.0.2.1 is IPv4
 			again := seen[a]
 			seen[a] = true
 			return again || l.family != "ip" && a.Is4() != (l.family == "ip4") || printable(a.Zone()) != a.Zone()
@@ -496,7 +492,7 @@ func (c *conn) connect() error {
 	c.now = c.clock()
 	left := max(0, c.connectBy-c.now)
 	c.since, c.by = c.now, c.now+min(left, max(minTry, left/time.Duration(len(c.addrs)-c.tried)))
-	c.peer = netip.AddrPortFrom(c.addrs[c.tried].Unmap(), c.port) // ::ffff:192.0.2.1 is IPv4
+	c.peer = netip.AddrPortFrom(c.addrs[c.tried], c.port)
 	c.tried++
 	s, err := c.net.openSocket(c.peer)
 	if err != nil {
