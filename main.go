@@ -77,7 +77,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if o.serve || o.n > 1 {
 		// These can run out of descriptors. The Go runtime makes a poller of its own when it first sets
 		// a timer, say for the collector's, and dies if it cannot: let it, now.
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 	}
 	start := time.Now()
 	l := newLoop(o, p, system{}, func() time.Duration { return time.Since(start) })
