@@ -205,7 +205,8 @@ func fault(call string, err error) error {
 		return nil
 	case windows.WSAEWOULDBLOCK, windows.WSAEINTR:
 		return errWouldBlock
-	case windows.WSAECONNRESET, windows.WSAECONNABORTED, windows.WSAENETRESET:
+	case windows.WSAECONNRESET, windows.WSAECONNABORTED, windows.WSAENETRESET,
+		windows.WSAENOTCONN: // Wine's accept, of what was reset in the backlog
 		return errReset
 	case windows.WSAECONNREFUSED:
 		return errRefused

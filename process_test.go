@@ -400,9 +400,10 @@ func TestServeBadClients(t *testing.T) {
 		c.Write(make([]byte, 100))
 		c.Close()
 	}
-	p.stderr.await(t, "accepted", 41) // one was startServer's
-	p.stderr.await(t, "closed", 41)
 	echomux(t, nil, "127.0.0.1", port, "hello").want(t, 0, "127.0.0.1:"+port, `echomux: A ok .*`)
+	faulty(t, "wine", "accept does not give what was reset in the backlog")
+	p.stderr.await(t, "accepted", 42) // one was startServer's, one the good one
+	p.stderr.await(t, "closed", 42)
 }
 
 // TestServeInUse: a port that is taken is a local failure that names it.
