@@ -2,14 +2,18 @@ package main
 
 import (
 	"bytes"
+	"flag"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -115,7 +119,7 @@ func faultRun(t testing.TB, args ...string) (result, time.Duration) {
 const firewall = `table inet fault {
 	chain input {
 		type filter hook input priority 0;
-		ip daddr 127.0.1.1 drop
+		ip daddr { 127.0.1.1, 127.0.1.7 } drop
 		ip daddr 127.0.1.2 meta l4proto tcp reject with tcp reset
 		ip daddr 127.0.1.3 reject with icmp type host-unreachable
 		ip daddr 127.0.1.4 reject with icmp type port-unreachable
@@ -137,7 +141,7 @@ func TestFaultFirewall(t *testing.T) {
 127.0.1.1 half
 127.0.0.1 half
 127.0.1.1 silent
-127.0.1.1 silent
+127.0.1.7 silent
 127.0.1.2 refused
 127.0.1.1 refused
 127.0.1.3 late
@@ -152,7 +156,7 @@ func TestFaultFirewall(t *testing.T) {
 		least, most time.Duration
 	}{
 		{"127.0.1.1", 4, `connect 127.0.1.1:P: timed out`, 1500 * time.Millisecond, 3 * time.Second},
-		{"silent", 4, `connect 127.0.1.1:P: timed out`, 1500 * time.Millisecond, 3 * time.Second},
+		{"silent", 4, `connect 127.0.1.1:P: timed out; connect 127.0.1.7:P: timed out`, 1500 * time.Millisecond, 3 * time.Second},
 		{"half", 0, `127.0.0.1:P ok`, time.Second, 3 * time.Second},
 		{"127.0.1.2", 3, `connect 127.0.1.2:P: connection refused`, 0, time.Second},
 		{"refused", 3, `connect 127.0.1.2:P: connection refused; connect 127.0.1.1:P: timed out`, 1500 * time.Millisecond, 3 * time.Second},
@@ -303,7 +307,7 @@ func faultTidy(t testing.TB, r result) {
 			break
 		}
 	}
-	if len(r.stderr) > 4000 || !strings.HasSuffix(r.stderr, "\n") {
+	if len(r.stderr) > 10_000 || !strings.HasSuffix(r.stderr, "\n") {
 		t.Errorf("%d bytes on standard error: %s", len(r.stderr), tail(r.stderr))
 	}
 }
@@ -392,6 +396,10 @@ func TestFaultFiles(t *testing.T) {
 	faultDNS(t, "127.0.0.1:53", func(query []byte) []byte { return faultAnswer(query, 127, 0, 0, 1) })
 	garbage, size := string(noise(100_000)), 10<<20
 	fill := func(line string) string { return strings.Repeat(line, size/len(line)) }
+	var others []byte
+	for i := 0; len(others) < size; i++ {
+		others = fmt.Appendf(others, "127.%d.%d.%d a.test\n", 64|i>>16&63, i>>8&255, i&255)
+	}
 	for what, test := range map[string]struct {
 		hosts, conf string
 		status      int
@@ -404,6 +412,7 @@ func TestFaultFiles(t *testing.T) {
 		"others":                  {fill("127.0.0.1 b.test\n"), fill("nameserver 127.0.0.1\n"), 0},
 		"this one":                {fill("127.0.0.1 a.test\n"), "", 0},
 		"nobody there":            {fill("127.0.0.9 a.test\n"), "", 3},
+		"nobody, anywhere":        {string(others), "", 3},
 		"zones of control bytes":  {"::1%" + strings.ReplaceAll(evil, "\r", "") + " a.test\n", "", 3},
 		"a long zone":             {"::1%" + strings.Repeat("x", 9000) + " a.test\n", "", 3},
 		"search":                  {"", "nameserver 127.0.0.1\noptions ndots:9\nsearch" + strings.Repeat(" "+evil, 2000), 0},
@@ -841,4 +850,328 @@ func TestFaultCollector(t *testing.T) {
 	if r := p.end(t); r.status != 143 {
 		t.Errorf("status %d: %.300q", r.status, r.stderr)
 	}
+}
+
+// TestFaultProxy: faults that Shopify's toxiproxy puts between real peers. .ci/faults installs it and
+// names its server in ECHOMUX_TOXIPROXY.
+func TestFaultProxy(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	path := os.Getenv("ECHOMUX_TOXIPROXY")
+	if path == "" {
+		t.Skip("ECHOMUX_TOXIPROXY is not set; .ci/faults sets it")
+	}
+	control := port0(t)
+	proxy := exec.Command(path, "-host", "127.0.0.1", "-port", control)
+	proxy.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	log := new(output)
+	proxy.Stdout, proxy.Stderr = log, log
+	if err := proxy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { proxy.Process.Kill(); proxy.Wait() })
+	post := func(path, body string) (int, string) {
+		r, err := http.Post("http://127.0.0.1:"+control+path, "application/json", strings.NewReader(body))
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer r.Body.Close()
+		text, _ := io.ReadAll(r.Body)
+		return r.StatusCode, string(text)
+	}
+	eventually(t, func() bool { status, _ := post("/reset", ""); return status/100 == 2 }, log.String)
+	_, upstream := startServer(t)
+	const size = 200_000
+	for i, test := range []struct {
+		toxic, attributes string
+		status            int
+		stderr            string // after the address
+		least             time.Duration
+	}{
+		{"latency", `"latency": 300, "jitter": 50`, 0, ` ok sent=200000 returned=200000 .*`, 250 * time.Millisecond},
+		{"bandwidth", `"rate": 200`, 0, ` ok sent=200000 returned=200000 .*`, 700 * time.Millisecond},
+		{"slow_close", `"delay": 2000`, 0, ` ok sent=200000 returned=200000 .*`, 0},
+		{"slicer", `"average_size": 500, "size_variation": 300, "delay": 500`, 0, ` ok sent=200000 returned=200000 .*`, 0},
+		{"timeout", `"timeout": 0`, 5, `: timed out after 1s of silence \(0 of 200000 bytes\) sent=200000 returned=0`, time.Second},
+		{"timeout", `"timeout": 300`, 1, `: (closed early \(0 of 200000 bytes\)|connection reset by peer) sent=200000 returned=0`, 300 * time.Millisecond},
+		{"reset_peer", `"timeout": 0`, 1, `: connection reset by peer sent=\d+ returned=\d+`, 0},
+		{"reset_peer", `"timeout": 300`, 1, `: connection reset by peer sent=\d+ returned=\d+`, 300 * time.Millisecond},
+		{"limit_data", `"bytes": 100000`, 1, `: (closed early \((0|100000) of \d+ bytes\)|connection reset by peer) sent=\d+ returned=\d+`, 0},
+	} {
+		for _, stream := range []string{"upstream", "downstream"} {
+			t.Run(fmt.Sprint(test.toxic, " ", test.attributes, " ", stream), func(t *testing.T) {
+				t.Parallel()
+				name, port := fmt.Sprint(stream, i), port0(t)
+				if status, text := post("/proxies", fmt.Sprintf(`{"name": %q, "listen": "127.0.0.1:%s", "upstream": "127.0.0.1:%s", "enabled": true}`, name, port, upstream)); status != 201 {
+					t.Fatal(text)
+				} else if status, text = post("/proxies/"+name+"/toxics", fmt.Sprintf(`{"type": %q, "stream": %q, "attributes": {%s}}`, test.toxic, stream, test.attributes)); status != 200 {
+					t.Fatal(text)
+				}
+				p := command(t, "1", nil, "-io-timeout", "1s", "127.0.0.1", port)
+				data := noise(size)
+				p.Stdin = bytes.NewReader(data)
+				start := time.Now()
+				r := p.start(t).end(t)
+				took := time.Since(start)
+				r.want(t, test.status, "127.0.0.1:"+port, "echomux: (read |write )?A"+test.stderr)
+				if !strings.HasPrefix(string(data), r.stdout) || test.status == 0 && len(r.stdout) != size {
+					t.Errorf("%d bytes on standard output, or others", len(r.stdout))
+				}
+				if took < test.least || took > test.least+8*time.Second {
+					t.Errorf("it took %v", took)
+				}
+			})
+		}
+	}
+}
+
+var soak = flag.Duration("soak", 3*time.Second, "how long TestFaultSoak lasts")
+
+// faultUsage is what a process holds and has used.
+type faultUsage struct {
+	rss, peak, fds int // kB, kB
+	cpu            time.Duration
+}
+
+func (u faultUsage) String() string {
+	return fmt.Sprintf("%d kB resident (peak %d), %d descriptors, %.2f s of processor time", u.rss, u.peak, u.fds, u.cpu.Seconds())
+}
+
+func faultHeld(t testing.TB, p *process) (u faultUsage) {
+	t.Helper()
+	dir := "/proc/" + strconv.Itoa(p.Process.Pid)
+	fds, err := os.ReadDir(dir + "/fd")
+	if err != nil {
+		t.Fatalf("process %d: %v: %.1000s", p.Process.Pid, err, p.stderr)
+	}
+	status, _ := os.ReadFile(dir + "/status")
+	field := func(name string) (kB int) {
+		_, rest, _ := strings.Cut(string(status), "\n"+name+":")
+		fmt.Sscan(rest, &kB)
+		return kB
+	}
+	return faultUsage{field("VmRSS"), field("VmHWM"), len(fds), faultCPU(t, p)}
+}
+
+// faultClient misbehaves towards an echo server, once, in a way that random chooses. It complains of
+// bytes that do not come back from where they should.
+func faultClient(port string, random *rand.Rand) error {
+	pause := func(most time.Duration) { time.Sleep(time.Duration(random.Int64N(int64(most)))) }
+	dialed, err := net.DialTimeout("tcp", "127.0.0.1:"+port, 20*time.Second)
+	if err != nil {
+		return err
+	}
+	c := dialed.(*net.TCPConn)
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	data := make([]byte, 1+random.IntN(100_000))
+	for i := range data {
+		data[i] = byte(i ^ i>>8)
+	}
+	whole := func() error {
+		got, err := io.ReadAll(c)
+		if err == nil && !bytes.Equal(got, data) {
+			err = fmt.Errorf("%d of %d bytes came back, or others", len(got), len(data))
+		}
+		return err
+	}
+	switch random.IntN(9) {
+	case 0: // says nothing
+		pause(2 * time.Second)
+	case 1: // leaves at once
+		c.SetLinger(0)
+	case 2: // as it should be
+		go func() { c.Write(data); c.CloseWrite() }()
+		return whole()
+	case 3: // reads late
+		sent := make(chan struct{})
+		go func() { c.Write(data); c.CloseWrite(); close(sent) }()
+		pause(2 * time.Second)
+		err := whole()
+		<-sent
+		return err
+	case 4: // never reads
+		c.SetWriteDeadline(time.Now().Add(time.Duration(random.Int64N(int64(time.Second)))))
+		for err := error(nil); err == nil; time.Sleep(time.Millisecond) {
+			_, err = c.Write(data)
+		}
+		c.SetLinger(random.IntN(2) - 1)
+	case 5: // sends single bytes and resets
+		for range random.IntN(20) {
+			c.Write(data[:1])
+			pause(100 * time.Millisecond)
+		}
+		c.SetLinger(0)
+	case 6: // half-closes at once
+		data = nil
+		c.CloseWrite()
+		return whole()
+	case 7: // leaves with bytes unread
+		c.Write(data)
+		pause(200 * time.Millisecond)
+	case 8: // reads a part and resets
+		go c.Write(data)
+		io.CopyN(io.Discard, c, random.Int64N(int64(len(data))))
+		pause(time.Second)
+		c.SetLinger(0)
+	}
+	return nil
+}
+
+// faultServer misbehaves towards a client that awaits size bytes; it tells whether it did not.
+func faultServer(c *net.TCPConn, size int64, random *rand.Rand) (honest bool) {
+	part := random.Int64N(size)
+	switch fate := random.IntN(8); fate {
+	case 0, 1, 2: // as it should be, in one go or in pieces
+		for n := int64(0); n < size; {
+			m := min(size-n, 1+random.Int64N(size))
+			io.CopyN(c, c, m)
+			n += m
+			if fate > 0 {
+				time.Sleep(time.Duration(random.IntN(100)) * time.Millisecond)
+			}
+		}
+		io.Copy(c, c)
+		return true
+	case 3: // resets
+		io.CopyN(c, c, part)
+		resets(c)
+	case 4: // closes early
+		io.CopyN(c, c, part)
+		c.CloseWrite()
+		io.Copy(io.Discard, c)
+	case 5: // returns another byte
+		p := make([]byte, size)
+		io.ReadFull(c, p)
+		p[part] ^= 1 << random.IntN(8)
+		c.Write(p)
+		io.Copy(io.Discard, c)
+	case 6: // returns one too many
+		p := make([]byte, size+1)
+		io.ReadFull(c, p[:size])
+		c.Write(p)
+		io.Copy(io.Discard, c)
+	case 7: // falls silent
+		io.CopyN(c, c, part)
+		ignores(c)
+	}
+	return false
+}
+
+// faultEndless is p without a limit to its time.
+func faultEndless(p *process) *process {
+	c := exec.Command(p.Args[0], p.Args[1:]...)
+	c.Env, c.Stdout, c.Stderr, c.WaitDelay = p.Env, p.Stdout, p.Stderr, p.WaitDelay
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.stop()
+	p.Cmd, p.stop = c, func() { c.Process.Kill() }
+	return p
+}
+
+// faultAwait waits until somebody listens.
+func faultAwait(t testing.TB, port string) {
+	t.Helper()
+	eventually(t, func() bool {
+		c, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}, func() string { return "nobody listens" })
+}
+
+// TestFaultSoak: hundreds of connections, in both roles, whose peers misbehave at random. What a
+// server holds afterwards is what it held before.
+func TestFaultSoak(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	const each, n, size = 150, 100, 20_001
+	port, shortPort := port0(t), port0(t)
+	server := faultEndless(command(t, "1", nil, "-serve", "127.0.0.1", port)).start(t)
+	short := faultEndless(command(t, "1", limited(64), "-serve", "127.0.0.1", shortPort)).start(t)
+	faultAwait(t, port)
+	faultAwait(t, shortPort)
+	time.Sleep(100 * time.Millisecond)
+	before, shortBefore := faultHeld(t, server), faultHeld(t, short)
+	faithful := faultEndless(command(t, "1", nil, "-q", "-n", strconv.Itoa(n), "-count", "0", "-every", "200ms", "-connect-timeout", "30s", "-io-timeout", "30s", "127.0.0.1", port, "hello")).start(t)
+
+	end := time.Now().Add(*soak)
+	var work sync.WaitGroup
+	var clients, served, honest, runs atomic.Int64
+	for i := range 2 * each {
+		random := rand.New(rand.NewPCG(uint64(i), 7))
+		work.Go(func() {
+			for time.Now().Before(end) {
+				time.Sleep(time.Duration(random.IntN(600)) * time.Millisecond)
+				clients.Add(1)
+				if i%2 == 0 {
+					if err := faultClient(port, random); err != nil {
+						t.Errorf("a client: %v", err)
+						return
+					}
+				} else {
+					faultClient(shortPort, random) // it may have to wait for a descriptor too long
+				}
+			}
+		})
+	}
+	for i := range 2 {
+		work.Go(func() {
+			for time.Now().Before(end) {
+				var seeds, good atomic.Int64
+				_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+					c.SetDeadline(time.Now().Add(hang))
+					if faultServer(c, size, rand.New(rand.NewPCG(uint64(runs.Load()), uint64(seeds.Add(1))<<1+uint64(i)))) {
+						good.Add(1)
+					}
+				})
+				p := command(t, "1", nil, "-n", strconv.Itoa(n), "-connect-timeout", "30s", "-io-timeout", "2s", "127.0.0.1", port, strings.Repeat("m", size-1))
+				p.start(t)
+				<-p.over
+				eventually(t, func() bool { return seeds.Load() == n }, func() string { return "not all came" })
+				runs.Add(1)
+				line := result{stderr: p.stderr.String()}.lastLine()
+				served.Add(n)
+				time.Sleep(50 * time.Millisecond) // the last of them find out
+				honest.Add(good.Load())
+				if want := fmt.Sprintf(" ok=%d failed=%d ", good.Load(), n-good.Load()); !strings.Contains(line, want) || p.ProcessState.ExitCode() != 1 {
+					t.Errorf("status %d, want%sin %q: %s", p.ProcessState.ExitCode(), want, line, tail(p.stderr.String()))
+				}
+			}
+		})
+	}
+	time.Sleep(time.Until(end) / 2)
+	middle, clientMiddle := faultHeld(t, server), faultHeld(t, faithful)
+	work.Wait()
+	clientAfter := faultHeld(t, faithful)
+	faithful.signal(t, syscall.SIGTERM)
+	if r := faithful.end(t); r.status != 143 || !strings.Contains(r.lastLine(), "failed=0") {
+		t.Errorf("the client that went round: status %d, %s", r.status, tail(r.stderr))
+	} else {
+		t.Log(r.lastLine())
+	}
+	for _, s := range []struct {
+		*process
+		before faultUsage
+	}{{server, before}, {short, shortBefore}} {
+		eventually(t, func() bool { return faultHeld(t, s.process).fds == s.before.fds }, func() string {
+			return fmt.Sprintf("at first %v, now %v", s.before, faultHeld(t, s.process))
+		})
+		after := faultHeld(t, s.process)
+		idle := faultIdle(t, s.process, time.Second)
+		t.Logf("server, before: %v", s.before)
+		t.Logf("server, after:  %v", after)
+		if idle > 20*time.Millisecond {
+			t.Errorf("%v of processor time in an idle second", idle)
+		}
+		if after.peak > 128<<10 {
+			t.Errorf("memory grows: %v", after)
+		}
+	}
+	t.Logf("server, meanwhile: %v", middle)
+	t.Logf("client, meanwhile: %v", clientMiddle)
+	t.Logf("client, at last:   %v", clientAfter)
+	t.Logf("the server without descriptors complained %d times", strings.Count(short.stderr.String(), "too many open files"))
+	t.Logf("in %v: %d clients of servers; %d clients' connections in %d runs, %d to honest peers", *soak, clients.Load(), served.Load(), runs.Load(), honest.Load())
+	echomux(t, nil, "127.0.0.1", shortPort, "hello").want(t, 0, "127.0.0.1:"+shortPort, `echomux: A ok .*`)
 }

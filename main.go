@@ -805,9 +805,9 @@ func (in *input) deliver() {
 // waits in its backlog would be reported again at once.
 type listener struct {
 	watch
-	addr    netip.AddrPort
-	paused  time.Duration // until then; never: it is not
-	failing bool          // since the last accept that did not
+	addr   netip.AddrPort
+	paused time.Duration // until then; never: it is not
+	silent time.Duration // no complaint until then
 }
 
 func (s *listener) deadline() time.Duration { return s.paused }
@@ -825,7 +825,6 @@ func (s *listener) ready(readiness) {
 		switch err {
 		case nil:
 			e := &echo{watch: watch{loop: s.loop, name: s.name}, peer: peer}
-			s.failing = false
 			s.loop.watch(e, sock)
 			s.settle(e)
 			e.logf("accepted %v", peer)
@@ -833,10 +832,10 @@ func (s *listener) ready(readiness) {
 			return
 		case errReset: // it left while it waited in the backlog
 		default:
-			if !s.failing { // once, not ten times a second
+			if s.now >= s.silent { // once, not ten times a second
 				fmt.Fprintf(s.stderr, "echomux: %v\n", described("accept", s.addr, err))
 			}
-			s.paused, s.failing = s.after(acceptPause), true
+			s.paused, s.silent = s.after(acceptPause), s.after(time.Minute)
 			return
 		}
 	}
