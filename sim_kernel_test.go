@@ -435,9 +435,24 @@ func (k *kernel) connectEnds(s *sock) {
 		k.logf("  net: connect of %d ends: %v", s.num, s.fate)
 	}
 	if s.fate == nil && !s.rec.fate.self || s.fate == errReset {
+		if l := k.sim.listenerAt(s.to); l != nil && s.fate == nil {
+			k.join(s, l)
+			return
+		}
 		s.peer = k.sim.newPeer(s)
 		s.peer.start()
 	}
+}
+
+// join makes a connection between two ends of the program's: what one peer takes, the other sends.
+func (k *kernel) join(s, l *sock) {
+	a, b := &peer{k: k, sock: s, src: k.sim.src}, &peer{k: k, src: k.sim.src, addr: s.local}
+	a.other, b.other = b, a
+	k.sim.temper(a, s)
+	s.peer = a
+	k.sim.clients = append(k.sim.clients, b)
+	l.backlog = append(l.backlog, b)
+	l.changed()
 }
 
 func (k *kernel) connectResult(num socket) (local, peer netip.AddrPort, err error) {
@@ -527,6 +542,9 @@ func (k *kernel) read(num socket, p []byte) (int, error) {
 			k.logf("read(%d) = %d", num, n)
 		}
 		s.peer.kick()
+		if s.peer.other != nil {
+			s.peer.other.kick() // there is room again
+		}
 		s.observeRead(got, nil)
 		return n, nil
 	}
@@ -635,6 +653,14 @@ func (k *kernel) close(num socket) error {
 	k.credit++
 	if s.peer != nil {
 		s.peer.sock = nil
+		if o := s.peer.other; o != nil && o.sock != nil {
+			if s.rxLen+s.txQueued > 0 {
+				o.reset(errReset, false, "the other end was closed")
+			} else {
+				o.sock.rxEOF, o.finSent = true, true
+			}
+			o.sock.changed()
+		}
 	}
 	if k.oneIn(16) {
 		return os.NewSyscallError("close", syscall.EIO)
@@ -962,6 +988,8 @@ type peer struct {
 	finSeen   bool
 	finSent   bool
 
+	other *peer // of a connection within the program
+
 	// Of a client of the simulated kernel's:
 	sends    int64 // bytes still to be sent
 	total    int64
@@ -997,6 +1025,10 @@ func (p *peer) step() {
 	if k.now < p.pausedTil {
 		p.stirring = true
 		k.at(p.pausedTil, p.turn)
+		return
+	}
+	if p.other != nil {
+		p.pass(p.other)
 		return
 	}
 	if n := min(p.chunk, s.txQueued); n > 0 && !p.noRead {
@@ -1076,6 +1108,31 @@ func (p *peer) step() {
 	if more && !p.gone && !p.stirring {
 		p.stirring = true
 		k.in(p.gap, p.turn)
+	}
+}
+
+// pass moves bytes, and then the FIN, to the connection's other end in the same program.
+func (p *peer) pass(other *peer) {
+	s, o := p.sock, other.sock
+	if o == nil {
+		return // not accepted yet, or closed
+	}
+	if n := min(p.chunk, s.txQueued, o.rxCap-o.rxLen); n > 0 {
+		o.rx = append(o.rx, seg{p.taken, n, nobody, nil})
+		o.rxLen += n
+		s.txQueued -= n
+		p.taken += int64(n)
+		p.k.logf("  net: %d bytes pass from %d to %d", n, s.num, o.num)
+	}
+	if s.fin && s.txQueued == 0 && !o.rxEOF {
+		o.rxEOF, other.finSent = true, true
+		p.k.logf("  net: the FIN passes from %d to %d", s.num, o.num)
+	}
+	s.changed()
+	o.changed()
+	if s.txQueued > 0 && o.rxLen < o.rxCap && !p.stirring {
+		p.stirring = true
+		p.k.in(p.gap, p.turn)
 	}
 }
 

@@ -720,9 +720,11 @@ func (s *simulation) listenFails(at netip.AddrPort) error {
 	if s.noFamily[0] && at.Addr().Is6() || s.noFamily[1] && at.Addr().Is4() {
 		err = errNoAddress
 	}
-	s.addrs = s.addrs[1:]
-	if err != nil && (err != errNoAddress || len(s.listeners) == 0 && len(s.addrs) == 0) {
-		s.abortedBy = &verdict{exitLocal, []string{"listen " + at.String(), textOf(err)}, 1}
+	if !s.o.demo {
+		s.addrs = s.addrs[1:]
+	}
+	if err != nil && (err != errNoAddress || len(s.listeners) == 0 && (s.o.demo || len(s.addrs) == 0)) {
+		s.abortedBy = &verdict{exitLocal, []string{"listen " + at.String(), textOf(err)}, s.o.n}
 	}
 	return err
 }
@@ -730,9 +732,21 @@ func (s *simulation) listenFails(at netip.AddrPort) error {
 func (s *simulation) listener(a *sock) {
 	a.changed()
 	s.listeners = append(s.listeners, &simListener{sock: a})
-	if len(s.listeners) == 1 {
+	if s.o.demo {
+		s.o.port = a.to.Port()
+	} else if len(s.listeners) == 1 {
 		s.arrivals(a)
 	}
+}
+
+// listenerAt is the program's own socket that a connect to at would meet.
+func (s *simulation) listenerAt(at netip.AddrPort) *sock {
+	for _, l := range s.listeners {
+		if l.sock.to == at {
+			return l.sock
+		}
+	}
+	return nil
 }
 
 func (s *simulation) acceptFailed(a *sock, err error) {
@@ -748,7 +762,14 @@ func (s *simulation) acceptFailed(a *sock, err error) {
 
 func (p *peer) accepted() {
 	p.k.sim.temper(p, p.sock)
-	p.start()
+	if p.other == nil {
+		p.start()
+	} else if p.other.sock != nil {
+		p.other.kick()
+	} else { // it left while it waited in the backlog
+		p.sock.rxEOF, p.finSent = true, true
+		p.sock.changed()
+	}
 }
 
 func (p *peer) serverRead(b []byte, err error) {
@@ -944,7 +965,7 @@ func newSimulation(c chance, trace io.Writer) *simulation {
 	} else if k.oneIn(16) {
 		flag("v", true)
 	}
-	s.kind = one(&k.chance, "stdin", "stdin", "stdin", "messages", "messages", "rounds", "eof", "eof messages", "connect", "serve", "many", "many")
+	s.kind = one(&k.chance, "stdin", "stdin", "stdin", "messages", "messages", "rounds", "eof", "eof messages", "connect", "serve", "many", "many", "demo")
 	switch s.kind {
 	case "serve":
 		flag("serve", true)
@@ -965,6 +986,27 @@ func newSimulation(c chance, trace io.Writer) *simulation {
 		args = append(args, "9999")
 		if k.oneIn(8) {
 			k.fdLimit = 3 + k.upTo(20)
+		}
+	case "demo":
+		s.addrs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+		if k.oneIn(2) {
+			flag("n", 1+k.upTo(20))
+		}
+		if k.oneIn(4) {
+			flag("6", true)
+			s.addrs[0] = netip.IPv6Loopback()
+		}
+		switch k.pick(4) {
+		case 0:
+			flag("until", one(&k.chance, "connect", "eof"))
+		case 1:
+			flag("count", 1+k.upTo(5))
+		}
+		s.total = 12
+		if k.oneIn(16) {
+			s.listenErr = one(&k.chance, errNoAddress, error(os.NewSyscallError("bind", syscall.EADDRINUSE)))
+		} else if k.oneIn(16) {
+			k.fdLimit = 1 + k.upTo(20)
 		}
 	default:
 		if k.oneIn(2) {
