@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The floor: the calls that the job cannot do without, in the order of the loop, and nothing else.
+// The floor: echomux's calls in echomux's order, without its loop, its states, its deadlines and its
+// comparing.
 
 var (
 	_ = role("floor-bulk", floorBulk)
@@ -52,25 +53,22 @@ func (w *watcher) wait() []unix.EpollEvent {
 	}
 }
 
-// dial begins to connect a non-blocking socket.
+// dial begins to connect a socket, with the seam's own calls.
 func dial(addr string) int {
 	to := netip.MustParseAddrPort(addr)
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	s, err := system{}.openSocket(to)
 	check(err)
-	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-	if err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != unix.EINPROGRESS {
+	check(system{}.setNonblock(s))
+	if err = (system{}).connect(s, to); err != errWouldBlock {
 		check(err)
 	}
-	return fd
+	return int(s)
 }
 
 // dialed says whether the connection stands.
 func dialed(fd int) {
-	errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	_, _, err := system{}.connectResult(socket(fd))
 	check(err)
-	if errno != 0 {
-		check(unix.Errno(errno))
-	}
 }
 
 // moved is the count of a read or a write, 0 for "would block".
@@ -162,7 +160,8 @@ func floorConnections(addr string, n int) {
 			if moved(got, err) == len(out) {
 				unix.Shutdown(fd, unix.SHUT_WR)
 			} else if err == nil && got == 0 {
-				unix.Close(fd) // which takes it out of the epoll
+				w.set(unix.EPOLL_CTL_DEL, fd, 0)
+				unix.Close(fd)
 				n--
 			}
 		}
