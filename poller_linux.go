@@ -130,7 +130,8 @@ func (r resolver) lookup(host, family string, deadline time.Time) (addrs []netip
 	name := strings.TrimSuffix(host, ".")
 	eachLine(r.hosts, func(words []string) {
 		a, err := netip.ParseAddr(words[0])
-		if err == nil && slices.ContainsFunc(words[1:], func(w string) bool { return strings.EqualFold(w, name) }) {
+		asked := family == "ip" || (family == "ip4") == a.Unmap().Is4()
+		if err == nil && asked && slices.ContainsFunc(words[1:], func(w string) bool { return strings.EqualFold(w, name) }) {
 			addrs = append(addrs, a)
 		}
 	})
@@ -260,13 +261,13 @@ func exchange(server netip.AddrPort, name, family string, deadline time.Time) ([
 		}
 	}
 	outcome, events, buf := errNoName, make([]event, 1), make([]byte, 64<<10)
-	for left := time.Until(deadline); open > 0; left = time.Until(deadline) {
-		if left <= 0 {
-			outcome = errTimedOut
-			break
-		}
-		p.wait(events, int(left/time.Millisecond)+1)
+	for open > 0 {
+		left := max(0, time.Until(deadline)) // at 0 there is one more look: we may have been stopped
+		p.wait(events, int((left+time.Millisecond-1)/time.Millisecond))
 		n, err := system{}.read(socket(fd), buf)
+		if err == errWouldBlock && left == 0 {
+			err = errTimedOut
+		}
 		if err != nil && err != errWouldBlock && err != io.EOF { // an empty datagram is no EOF
 			outcome = err
 			break
