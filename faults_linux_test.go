@@ -150,28 +150,28 @@ func TestFaultFirewall(t *testing.T) {
 `)
 	limit := []string{"-connect-timeout", "1500ms", "-io-timeout", "600ms"}
 	for _, test := range []struct {
-		host        string
-		status      int
-		stderr      string
-		least, most time.Duration
+		host   string
+		status int
+		stderr string
+		least  time.Duration
 	}{
-		{"127.0.1.1", 4, `connect 127.0.1.1:P: timed out`, 1500 * time.Millisecond, 3 * time.Second},
-		{"silent", 4, `connect 127.0.1.1:P: timed out; connect 127.0.1.7:P: timed out`, 1500 * time.Millisecond, 3 * time.Second},
-		{"half", 0, `127.0.0.1:P ok`, time.Second, 3 * time.Second},
-		{"127.0.1.2", 3, `connect 127.0.1.2:P: connection refused`, 0, time.Second},
-		{"refused", 3, `connect 127.0.1.2:P: connection refused; connect 127.0.1.1:P: timed out`, 1500 * time.Millisecond, 3 * time.Second},
-		{"127.0.1.3", 3, `connect 127.0.1.3:P: no route to host`, 0, time.Second},
-		{"127.0.1.4", 3, `connect 127.0.1.4:P: connection refused`, 0, time.Second},
-		{"127.0.1.5", 3, `connect 127.0.1.5:P: no route to host`, 0, time.Second},
-		{"late", 0, `127.0.0.1:P ok`, 0, time.Second},
-		{"127.0.1.6", 5, `read 127.0.1.6:P: timed out after 600ms of silence \(0 of 6 bytes\) sent=6 returned=0`, 600 * time.Millisecond, 2 * time.Second},
+		{"127.0.1.1", 4, `connect 127.0.1.1:P: timed out`, 1500 * time.Millisecond},
+		{"silent", 4, `connect 127.0.1.1:P: timed out; connect 127.0.1.7:P: timed out`, 1500 * time.Millisecond},
+		{"half", 0, `127.0.0.1:P ok`, time.Second},
+		{"127.0.1.2", 3, `connect 127.0.1.2:P: connection refused`, 0},
+		{"refused", 3, `connect 127.0.1.2:P: connection refused; connect 127.0.1.1:P: timed out`, 1500 * time.Millisecond},
+		{"127.0.1.3", 3, `connect 127.0.1.3:P: no route to host`, 0},
+		{"127.0.1.4", 3, `connect 127.0.1.4:P: connection refused`, 0},
+		{"127.0.1.5", 3, `connect 127.0.1.5:P: no route to host`, 0},
+		{"late", 0, `127.0.0.1:P ok`, 0},
+		{"127.0.1.6", 5, `read 127.0.1.6:P: timed out after 600ms of silence \(0 of 6 bytes\) sent=6 returned=0`, 600 * time.Millisecond},
 	} {
 		t.Run(test.host, func(t *testing.T) {
 			t.Parallel()
 			r, took := faultRun(t, append(limit, test.host, port, "hello")...)
 			r.want(t, test.status, "", "echomux: "+strings.ReplaceAll(test.stderr, "P", port)+".*")
-			if took < test.least || took > test.most {
-				t.Errorf("it took %v, not %v to %v", took, test.least, test.most)
+			if took < test.least || took > test.least+4*time.Second {
+				t.Errorf("it took %v", took)
 			}
 		})
 	}
@@ -196,7 +196,7 @@ route add unreachable 2001:db8::1
 	} {
 		r, took := faultRun(t, host, "7", "hello")
 		r.want(t, 3, net.JoinHostPort(host, "7"), `echomux: connect A: `+want+` sent=0 returned=0`)
-		if took > 2*time.Second {
+		if took > 5*time.Second {
 			t.Errorf("%s took %v", host, took)
 		}
 	}
@@ -232,24 +232,24 @@ func TestFaultNameServer(t *testing.T) {
 	_, port := faultListen(t, "127.0.0.1", "0")
 	faultDNS(t, "127.0.0.1:53", func(query []byte) []byte { return faultAnswer(query, 127, 0, 0, 1) })
 	for _, test := range []struct {
-		servers     string
-		status      int
-		stderr      string
-		least, most time.Duration
+		servers string
+		status  int
+		stderr  string
+		least   time.Duration
 	}{
-		{"127.0.0.1", 0, `127.0.0.1:P ok`, 0, time.Second},
-		{"127.0.0.2", 3, `lookup a.test: name server 127.0.0.2:53: connection refused`, 0, time.Second},
-		{"127.0.1.4", 3, `lookup a.test: name server 127.0.1.4:53: connection refused`, 0, time.Second},
-		{"192.0.2.1", 3, `lookup a.test: name server 192.0.2.1:53: connect: network is unreachable`, 0, time.Second},
-		{"127.0.1.1", 4, `lookup a.test: name server 127.0.1.1:53: timed out`, 1500 * time.Millisecond, 3 * time.Second},
-		{"127.0.1.1 127.0.0.1", 0, `127.0.0.1:P ok`, time.Second, 3 * time.Second},
-		{"127.0.0.2 192.0.2.1 127.0.0.1", 0, `127.0.0.1:P ok`, 0, time.Second},
+		{"127.0.0.1", 0, `127.0.0.1:P ok`, 0},
+		{"127.0.0.2", 3, `lookup a.test: name server 127.0.0.2:53: connection refused`, 0},
+		{"127.0.1.4", 3, `lookup a.test: name server 127.0.1.4:53: connection refused`, 0},
+		{"192.0.2.1", 3, `lookup a.test: name server 192.0.2.1:53: connect: network is unreachable`, 0},
+		{"127.0.1.1", 4, `lookup a.test: name server 127.0.1.1:53: timed out`, 1500 * time.Millisecond},
+		{"127.0.1.1 127.0.0.1", 0, `127.0.0.1:P ok`, time.Second},
+		{"127.0.0.2 192.0.2.1 127.0.0.1", 0, `127.0.0.1:P ok`, 0},
 	} {
 		faultFile(t, "/etc/resolv.conf", "nameserver "+strings.ReplaceAll(test.servers, " ", "\nnameserver ")+"\n")
 		r, took := faultRun(t, "-connect-timeout", "2s", "a.test", port, "hello")
 		r.want(t, test.status, "", "echomux: "+strings.ReplaceAll(test.stderr, "P", port)+".*")
-		if took < test.least || took > test.most {
-			t.Errorf("%s: it took %v, not %v to %v", test.servers, took, test.least, test.most)
+		if took < test.least || took > test.least+4*time.Second {
+			t.Errorf("%s: it took %v", test.servers, took)
 		}
 	}
 }
@@ -359,7 +359,13 @@ func TestFaultWords(t *testing.T) {
 	r := command(t, "1", limited(64), "-n", "9223372036854775807", "-count", "9223372036854775807", "127.0.0.1", port, "x").start(t).end(t)
 	r.want(t, 6, "127.0.0.1:"+port, `echomux: connect A: too many open files \(the limit is 64\) \(9223372036854775807 connections\)
 echomux: A ok=0 failed=9223372036854775807 sent=\d+ returned=\d+.*`)
-	p := command(t, "1", nil, "-count", "9223372036854775807", "-every", "2562047h47m16.854775807s", "127.0.0.1", port, "x").start(t)
+	p := command(t, "1", nil, "-n", "9223372036854775807", "127.255.255.255", "7", "x").start(t)
+	time.Sleep(300 * time.Millisecond)
+	p.signal(t, syscall.SIGINT)
+	if r := p.end(t); r.status != 130 || !strings.Contains(r.lastLine(), "interrupted ok=0 failed=") {
+		t.Errorf("status %d: %s", r.status, tail(r.stderr))
+	}
+	p = command(t, "1", nil, "-count", "9223372036854775807", "-every", "2562047h47m16.854775807s", "127.0.0.1", port, "x").start(t)
 	p.stderr.await(t, "round=1", 1)
 	p.signal(t, syscall.SIGTERM)
 	if r := p.end(t); r.status != 143 {
@@ -600,11 +606,11 @@ func TestFaultPath(t *testing.T) {
 
 	path.delay.Store(int64(60 * time.Millisecond)) // each way
 	r = send(20_000).end(t)
-	r.want(t, 0, at, `echomux: A ok sent=20000 returned=20000 connect_ms=1[2-9]\d\.\d\d exchange_ms=N`)
+	r.want(t, 0, at, `echomux: A ok sent=20000 returned=20000 connect_ms=(1[2-9]|[2-9]\d|\d\d\d+)\d\.\d\d exchange_ms=N`)
 	r, _ = faultRun(t, "-connect-timeout", "100ms", "192.0.2.2", port, "hello")
 	r.want(t, 4, at, `echomux: connect A: timed out sent=0 returned=0`)
 	r, _ = faultRun(t, "-count", "5", "192.0.2.2", port, "hello")
-	r.want(t, 0, at, `echomux: A ok sent=30 returned=30 .* rounds=5 rtt_ms=1[2-9]\d.*`)
+	r.want(t, 0, at, `echomux: A ok sent=30 returned=30 .* rounds=5 rtt_ms=(1[2-9]|[2-9]\d|\d\d\d+)\d\..*`)
 
 	path.delay.Store(int64(2 * time.Millisecond))
 	path.loss.Store(50)
@@ -667,11 +673,13 @@ func faultCPU(t testing.TB, p *process) (sum time.Duration) {
 func TestFaultStopped(t *testing.T) {
 	t.Parallel()
 	faultRig(t)
-	limit := []string{"-io-timeout", "400ms", "-connect-timeout", "400ms"}
-	const nap = 900 * time.Millisecond
+	limit := []string{"-io-timeout", "1s"}
+	const nap = 2 * time.Second
 	server, port := startServer(t)
 	at := "127.0.0.1:" + port
 	t.Run("client", func(t *testing.T) {
+		t.Parallel()
+		at, port := faultListen(t, "127.0.0.1", "0")
 		p := command(t, "1", nil, append(limit, "127.0.0.1", port)...)
 		in, err := p.StdinPipe()
 		if err != nil {
@@ -689,13 +697,21 @@ func TestFaultStopped(t *testing.T) {
 		r.wantStdout(t, string(big))
 	})
 	t.Run("many", func(t *testing.T) {
+		t.Parallel()
 		released := make(chan struct{})
-		late, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) { <-released; echoes(c) })
-		p := command(t, "1", nil, append(limit, "-v", "-n", "500", "127.0.0.1", port, "hello")...).start(t)
+		var back atomic.Int64
+		late, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+			<-released
+			io.CopyN(c, c, 6)
+			back.Add(1)
+			ignores(c)
+		})
+		p := command(t, "1", nil, "-io-timeout", "3s", "-v", "-n", "500", "127.0.0.1", port, "hello").start(t)
 		p.stderr.await(t, "sent: ", 500)
 		p.signal(t, syscall.SIGSTOP)
 		close(released)
-		time.Sleep(nap)
+		time.Sleep(4 * time.Second)
+		eventually(t, func() bool { return back.Load() == 500 }, func() string { return "the peer is late" })
 		p.signal(t, syscall.SIGCONT)
 		r := p.end(t)
 		r.stderr = r.lastLine() + "\n"
@@ -705,7 +721,7 @@ func TestFaultStopped(t *testing.T) {
 		server.signal(t, syscall.SIGSTOP)
 		defer server.signal(t, syscall.SIGCONT)
 		r, _ := faultRun(t, append(limit, "127.0.0.1", port, "hello")...)
-		r.want(t, 5, at, `echomux: read A: timed out after 400ms of silence \(0 of 6 bytes\) sent=6 returned=0`)
+		r.want(t, 5, at, `echomux: read A: timed out after 1s of silence \(0 of 6 bytes\) sent=6 returned=0`)
 	})
 	t.Run("server, for a moment", func(t *testing.T) {
 		p := command(t, "1", nil, "-count", "0", "-every", "10ms", "127.0.0.1", port, "hello").start(t)
@@ -728,7 +744,7 @@ func TestFaultSlowReader(t *testing.T) {
 	t.Parallel()
 	faultRig(t)
 	at, port := faultListen(t, "127.0.0.1", "0")
-	p := command(t, "1", nil, "-io-timeout", "400ms", "127.0.0.1", port)
+	p := command(t, "1", nil, "-io-timeout", "1s", "127.0.0.1", port)
 	big := noise(8 << 20)
 	slow, w, err := os.Pipe()
 	if err != nil {
@@ -739,8 +755,8 @@ func TestFaultSlowReader(t *testing.T) {
 	p.start(t)
 	w.Close()
 	var got []byte
-	for buf := make([]byte, 3<<20); ; {
-		time.Sleep(900 * time.Millisecond)
+	for buf := make([]byte, 5<<20); ; {
+		time.Sleep(2 * time.Second)
 		n, err := io.ReadFull(slow, buf)
 		got = append(got, buf[:n]...)
 		if err != nil {
@@ -896,7 +912,7 @@ func TestFaultProxy(t *testing.T) {
 		{"timeout", `"timeout": 300`, 1, `: (closed early \(0 of 200000 bytes\)|connection reset by peer) sent=200000 returned=0`, 300 * time.Millisecond},
 		{"reset_peer", `"timeout": 0`, 1, `: connection reset by peer sent=\d+ returned=\d+`, 0},
 		{"reset_peer", `"timeout": 300`, 1, `: connection reset by peer sent=\d+ returned=\d+`, 300 * time.Millisecond},
-		{"limit_data", `"bytes": 100000`, 1, `: (closed early \((0|100000) of \d+ bytes\)|connection reset by peer) sent=\d+ returned=\d+`, 0},
+		{"limit_data", `"bytes": 100000`, 1, `: (closed early \(\d+ of \d+ bytes\)|connection reset by peer) sent=\d+ returned=\d+`, 0},
 	} {
 		for _, stream := range []string{"upstream", "downstream"} {
 			t.Run(fmt.Sprint(test.toxic, " ", test.attributes, " ", stream), func(t *testing.T) {
@@ -1125,7 +1141,7 @@ func TestFaultSoak(t *testing.T) {
 						good.Add(1)
 					}
 				})
-				p := command(t, "1", nil, "-n", strconv.Itoa(n), "-connect-timeout", "30s", "-io-timeout", "2s", "127.0.0.1", port, strings.Repeat("m", size-1))
+				p := command(t, "1", nil, "-n", strconv.Itoa(n), "-connect-timeout", "30s", "-io-timeout", "5s", "127.0.0.1", port, strings.Repeat("m", size-1))
 				p.start(t)
 				<-p.over
 				eventually(t, func() bool { return seeds.Load() == n }, func() string { return "not all came" })
