@@ -161,7 +161,6 @@ type loop struct {
 	jobs, loans   int          // unfinished connections, or -serve; goroutines that will post
 	interrupted   int          // exit status of the signal
 	addrs         []netip.Addr // of HOST
-	begun         int          // connections
 	connectBy     time.Duration
 	tally, served tally // the client's connections; the server's
 
@@ -473,21 +472,16 @@ func (c *conn) expired() {
 	}
 }
 
-// connectAll starts every connection, one batch in a turn: what has come meanwhile is served.
+// connectAll starts every connection.
 func (l *loop) connectAll(addrs []netip.Addr) {
 	l.addrs = addrs
-	for i := 0; i < batchSize && l.begun < l.n && l.jobs > 0; i++ {
-		l.begun++
+	for i := 0; i < l.n && l.jobs > 0; i++ {
 		c := &conn{watch: watch{loop: l}, due: never}
 		if l.n > 1 {
-			c.name = "#" + strconv.Itoa(l.begun) + " "
+			c.name = "#" + strconv.Itoa(i+1) + " "
 		}
 		c.connectNext(c.connect())
 		l.settle(c)
-	}
-	if l.begun < l.n && l.jobs > 0 {
-		l.loans++
-		l.post(func() { l.loans--; l.connectAll(addrs) })
 	}
 }
 
