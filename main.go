@@ -169,6 +169,7 @@ type loop struct {
 	closed     bool
 }
 
+// newLoop makes a run of a platform; what it lacks, run fills in.
 func newLoop(o options, p poller, net sockets, clock func() time.Duration) *loop {
 	return &loop{options: o, poller: p, net: net, clock: clock, now: clock(), earliest: never, jobs: o.n,
 		events: make([]event, batchSize), buf: make([]byte, chunkSize), watched: make(map[socket]machine)}
@@ -299,6 +300,7 @@ func (l *loop) post(f func()) {
 	}
 }
 
+// deliver calls what has been posted.
 func (l *loop) deliver() {
 	l.mu.Lock()
 	l.mail, l.read = l.read[:0], l.mail
@@ -373,6 +375,7 @@ func (l *loop) resolve(then func([]netip.Addr)) {
 
 // ---- The client ----
 
+// state of a connection; each has one way on and one way out, which README.md draws.
 type state uint8
 
 const (
@@ -429,6 +432,7 @@ func (c *conn) settled() int64 {
 	return c.sent
 }
 
+// deadline: silence counts while something is owed, and a round begins when it is due.
 func (c *conn) deadline() time.Duration {
 	switch {
 	case c.state != exchanging:
@@ -439,6 +443,7 @@ func (c *conn) deadline() time.Duration {
 	return c.due
 }
 
+// ready takes one step in each direction that is ready.
 func (c *conn) ready(r readiness) {
 	if c.state == connecting {
 		c.connectNext(c.connected())
@@ -454,6 +459,7 @@ func (c *conn) ready(r readiness) {
 	c.advance()
 }
 
+// expired: the round is due, or the time of the state is up.
 func (c *conn) expired() {
 	if c.state == exchanging && !c.owed() {
 		c.startRound()
@@ -681,6 +687,7 @@ func (c *conn) advance() {
 	c.lendInput()
 }
 
+// roundDone counts the round trip: from the first byte tried to the last byte back.
 func (c *conn) roundDone() {
 	c.inRound = false
 	c.tally.rtt.add(c.now - c.began)
@@ -690,6 +697,7 @@ func (c *conn) roundDone() {
 	}
 }
 
+// halfClose sends our FIN behind all that was sent; reading goes on.
 func (c *conn) halfClose() {
 	c.logf("shutdown: all %d bytes are sent", c.sent)
 	if err := c.net.closeWrite(c.sock); err != nil {
@@ -819,6 +827,7 @@ func (s *listener) interest() readiness {
 	return readable
 }
 
+// ready accepts what waits in the backlog, a batch at most: the others' turn comes too.
 func (s *listener) ready(readiness) {
 	for range batchSize {
 		sock, peer, err := s.net.accept(s.sock)
@@ -871,6 +880,7 @@ type echo struct {
 	pending, kept []byte // read, not yet written; the buffer that holds it
 }
 
+// interest: reading and writing take turns.
 func (e *echo) interest() readiness {
 	if len(e.pending) > 0 {
 		return writable
@@ -878,6 +888,7 @@ func (e *echo) interest() readiness {
 	return readable
 }
 
+// ready reads once and writes at once; only what is refused waits for writability.
 func (e *echo) ready(readiness) {
 	op, n, err := "read", 0, error(nil)
 	if len(e.pending) == 0 {
@@ -912,6 +923,7 @@ func (e *echo) ready(readiness) {
 	}
 }
 
+// release gives the buffer back.
 func (e *echo) release() {
 	if e.kept != nil && len(e.spare) < 8 { // more would be the collector's
 		e.spare = append(e.spare, e.kept)
@@ -1133,8 +1145,8 @@ func printable(word string) string { return strings.ReplaceAll(quoted(word), `"`
 
 // ---- The seam ----
 
-// What a poller_<os>.go defines; the assertions at the end list what a new platform lacks. All is
-// level-triggered, because that is what all kernels can do.
+// What a poller_<os>.go defines; its comments say only what its kernel adds to this. The assertions
+// at the end list what a new platform lacks. All is level-triggered: that all kernels can do.
 
 // socket is a descriptor or, on Windows, a SOCKET.
 type socket uintptr
