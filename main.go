@@ -248,7 +248,9 @@ func (l *loop) settle(m machine) {
 	default:
 		l.abort(exitLocal, l.poller.modify(w.sock, want))
 	}
-	w.logf("watching for %s", [...]string{"nothing", "read only", "write only", "read and write"}[want])
+	if w.verbose { // the argument would be an allocation
+		w.logf("watching for %s", [...]string{"nothing", "read only", "write only", "read and write"}[want])
+	}
 }
 
 // expire serves the deadlines that have passed and finds the earliest of the others: O(N), but
