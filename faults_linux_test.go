@@ -505,8 +505,9 @@ func newFaultPath(t testing.TB, mtu uint32) *faultPath {
 	}
 	defer unix.Close(control)
 	for _, step := range []struct {
-		fd, request int
-		set         func(*unix.Ifreq)
+		fd      int
+		request uint
+		set     func(*unix.Ifreq)
 	}{
 		{tun, unix.TUNSETIFF, func(r *unix.Ifreq) { r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI) }},
 		{control, unix.SIOCSIFADDR, func(r *unix.Ifreq) { r.SetInet4Addr([]byte{192, 0, 2, 1}) }},
@@ -517,7 +518,7 @@ func newFaultPath(t testing.TB, mtu uint32) *faultPath {
 		r, err := unix.NewIfreq("fault0")
 		if err == nil {
 			step.set(r)
-			err = unix.IoctlIfreq(step.fd, uint(step.request), r)
+			err = unix.IoctlIfreq(step.fd, step.request, r)
 		}
 		if err != nil {
 			t.Skipf("TUN device: request %#x: %v", step.request, err)

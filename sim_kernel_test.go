@@ -32,30 +32,36 @@ func (c *chance) next() uint64 {
 }
 
 // pick is one of 0..n-1.
-func (c *chance) pick(n int) int {
+func (c *chance) pick(n int) int { return int(c.pick64(int64(n))) }
+
+func (c *chance) pick64(n int64) int64 {
 	if n <= 1 {
 		return 0
 	}
 	if len(c.given) > 0 && n <= 256 {
 		b := c.given[0]
 		c.given = c.given[1:]
-		return int(b) % n
+		return int64(b) % n
 	}
-	return int(c.next() % uint64(n))
+	return int64(c.next() % uint64(n))
 }
 
 func (c *chance) oneIn(n int) bool { return c.pick(n) == 1 }
 
 // upTo is one of 0..n, small ones as likely as large ones.
-func (c *chance) upTo(n int) int {
+func (c *chance) upTo(n int) int { return int(c.upTo64(int64(n))) }
+
+func (c *chance) upTo64(n int64) int64 {
 	bits := 0
 	for n>>bits > 0 {
 		bits++
 	}
-	return min(n, c.pick(1<<c.pick(bits+1)))
+	return min(n, c.pick64(1<<c.pick(bits+1)))
 }
 
-func (c *chance) span(most time.Duration) time.Duration { return time.Duration(c.upTo(int(most))) }
+func (c *chance) span(most time.Duration) time.Duration {
+	return time.Duration(c.upTo64(int64(most)))
+}
 
 // one is one of the values given.
 func one[T any](c *chance, values ...T) T { return values[c.pick(len(values))] }

@@ -15,6 +15,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"net/netip"
 	"os"
 	"runtime/debug"
@@ -1365,6 +1366,7 @@ func TestSimReplays(t *testing.T) {
 // overflow. The peers are faultless.
 func TestSimHostile(t *testing.T) {
 	const most = "9223372036854775807"
+	mostN := strconv.Itoa(math.MaxInt) // -n is an int
 	for _, test := range []struct {
 		args   []string
 		status int
@@ -1375,9 +1377,9 @@ func TestSimHostile(t *testing.T) {
 		{[]string{"-every", most + "ns", "-count", most, "192.0.2.1", "7", "x"}, 130, "interrupted sent=2 returned=2"},
 		{[]string{"-every", most + "ns", "-count", "0", "-n", "3", "192.0.2.1", "7", "x"}, 130, "interrupted ok=0 failed=0 sent=6 returned=6"},
 		{[]string{"-count", most, "192.0.2.1", "7", "x"}, 130, "interrupted sent="},
-		{[]string{"-n", most, "192.0.2.1", "7", "x"}, 6, "ok=0 failed=" + most + " sent="},
-		{[]string{"-n", most, "-until", "connect", "192.0.2.1", "7", "x"}, 6, "failed=" + most[:len(most)-4]},
-		{[]string{"-n", most, "-count", most, "-every", most + "ns", "-connect-timeout", most + "ns", "-io-timeout", most + "ns", "192.0.2.1", "7", "x"}, 6, "ok=0 failed=" + most},
+		{[]string{"-n", mostN, "192.0.2.1", "7", "x"}, 6, "ok=0 failed=" + mostN + " sent="},
+		{[]string{"-n", mostN, "-until", "connect", "192.0.2.1", "7", "x"}, 6, "failed=" + mostN[:len(mostN)-4]},
+		{[]string{"-n", mostN, "-count", most, "-every", most + "ns", "-connect-timeout", most + "ns", "-io-timeout", most + "ns", "192.0.2.1", "7", "x"}, 6, "ok=0 failed=" + mostN},
 		{[]string{"-serve", "-connect-timeout", most + "ns", "192.0.2.1", "65535"}, 130, "192.0.2.1:65535 interrupted ok="},
 	} {
 		for _, start := range []time.Duration{0, never / 2} {
