@@ -168,7 +168,10 @@ var mutants = []mutant{
 }
 
 // equivalent names the faults that change nothing that can be observed, with the reason.
-var equivalent = map[string]string{}
+var equivalent = map[string]string{
+	"direction that is not armed any more": "nothing is refused any more, so there is nothing to write",
+	"still watched when closed":            "what is closed is not armed, so its events are discarded; its number's next machine replaces it",
+}
 
 func main() {
 	source, err := os.ReadFile("main.go")
