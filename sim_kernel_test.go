@@ -192,6 +192,11 @@ type sock struct {
 	armed readiness
 	known bool // to the poller
 
+	told     readiness // by this turn's events
+	toldBoth bool      // by one event, and it was not read yet
+	lookedAt int       // turn in which a deadline allowed a look unasked
+	refused  bool      // the last write was short
+
 	to      netip.AddrPort
 	local   netip.AddrPort
 	fate    error         // of connect
@@ -466,6 +471,9 @@ func (k *kernel) connectResult(num socket) (local, peer netip.AddrPort, err erro
 	if s.phase != pending {
 		k.fail("connectResult(%d) in phase %d", num, s.phase)
 	}
+	if s.told == 0 && s.born < k.waits && k.now < s.rec.by {
+		k.fail("connectResult(%d), and no event has said anything", num)
+	}
 	if s.born == k.waits && !s.settled && k.now < s.rec.by {
 		k.fail("connectResult(%d): a stale event was taken for the new socket's", num)
 	}
@@ -515,6 +523,10 @@ func (k *kernel) read(num socket, p []byte) (int, error) {
 		k.fail("read(%d, %d bytes) in phase %d", num, len(p), s.phase)
 	}
 	s.mayRead()
+	if look := s.mayLook(); s.told&readable == 0 && !look {
+		k.fail("read(%d), of which no event said that it is readable", num)
+	}
+	s.toldBoth = false
 	if !s.rxThere() || k.now < s.rxHeld || s.spuriously(&s.rxHeld, &s.rxSince) {
 		if k.trace != nil {
 			k.logf("read(%d): would block", num)
@@ -589,6 +601,13 @@ func (k *kernel) write(num socket, p []byte) (int, error) {
 		k.fail("write(%d, %d bytes) in phase %d, fin %v", num, len(p), s.phase, s.fin)
 	}
 	s.mayWrite(p)
+	if s.refused && s.told&writable == 0 && !s.mayLook() {
+		k.fail("write(%d), which has refused bytes, and no event since", num)
+	}
+	if s.toldBoth && s.refused {
+		k.fail("write(%d) before the read", num)
+	}
+	s.refused = false
 	if s.txErr != nil {
 		err := s.txErr
 		if s.rxErr != nil && k.oneIn(2) { // one and the same: SO_ERROR is handed out once
@@ -608,6 +627,7 @@ func (k *kernel) write(num socket, p []byte) (int, error) {
 		if k.trace != nil {
 			k.logf("write(%d, %d): would block", num, len(p))
 		}
+		s.refused = true
 		s.observeWrite(0, len(p), errWouldBlock)
 		return 0, errWouldBlock
 	}
@@ -615,6 +635,7 @@ func (k *kernel) write(num socket, p []byte) (int, error) {
 	if same := s.peer.src.same(p[:n], s.peer.base+s.wrote); same < n {
 		k.fail("write(%d): byte %d is not the stream's", num, s.wrote+int64(same))
 	}
+	s.refused = n < len(p)
 	s.txQueued += n
 	s.wrote += int64(n)
 	s.changed()
@@ -696,6 +717,9 @@ func (k *kernel) accept(num socket) (socket, netip.AddrPort, error) {
 		k.fail("accept(%d) in phase %d", num, s.phase)
 	}
 	none := netip.AddrPort{}
+	if s.told == 0 || k.sim.pausing(s) {
+		k.fail("accept(%d): no event, or it is paused", num)
+	}
 	if len(s.acceptE) > 0 {
 		err := s.acceptE[0]
 		s.acceptE = s.acceptE[1:]
@@ -798,6 +822,11 @@ func (k *kernel) wait(events []event, ms int) (int, error) {
 	if k.dead {
 		k.fail("wait after close")
 	}
+	for _, s := range k.socks {
+		if s != nil {
+			s.told, s.toldBoth = 0, false
+		}
+	}
 	k.waits++
 	if k.waits > 2*k.credit+64 {
 		k.fail("it spins: wait number %d after only %d events", k.waits, k.credit)
@@ -876,6 +905,8 @@ func (k *kernel) batch(events []event) int {
 		if n < len(events) && r != 0 {
 			events[n] = event{s.num, r}
 			n++
+			s.told |= r
+			s.toldBoth = s.toldBoth || r == readable|writable
 		}
 	}
 	from := 0
@@ -892,7 +923,7 @@ func (k *kernel) batch(events []event) int {
 		case k.chanceOf(k.partial) && r != 0 && n > 0: // another time
 		case k.chanceOf(k.split): // two events for one socket, in either order, or the same one twice
 			k.credit++
-			if r == readable|writable {
+			if r == readable|writable && k.oneIn(2) {
 				first := one(&k.chance, readable, writable)
 				put(s, first)
 				if k.oneIn(2) {
