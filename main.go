@@ -864,12 +864,11 @@ func (l *loop) listenAll(addrs []netip.Addr) {
 			l.abort(exitLocal, described("listen", s.addr, err))
 			return
 		}
-		s.addr = bound // the demo's port is the kernel's choice
+		s.addr, l.port = bound, bound.Port() // the demo's is the kernel's choice
 		l.watch(s, sock)
 		l.settle(s)
 		s.logf("listening on %v", bound)
 		l.served.place = strings.TrimSpace(l.served.place + " " + bound.String())
-		l.port = bound.Port()
 	}
 }
 
