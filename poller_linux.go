@@ -177,7 +177,7 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 	names, absolute := []string{strings.TrimSuffix(host, ".")}, strings.HasSuffix(host, ".")
 	ndots, timeout, attempts := 1, 5, 2
 	eachLine(r.conf, func(words []string) {
-		a, err := netip.ParseAddr(words[len(words)-1])
+		a, err := netip.ParseAddr(words[min(1, len(words)-1)])
 		switch {
 		case words[0] == "nameserver" && err == nil && len(servers) < 3 && printable(a.Zone()) == a.Zone():
 			servers = append(servers, netip.AddrPortFrom(a.Unmap(), r.port))
