@@ -427,8 +427,8 @@ func TestServeSignals(t *testing.T) {
 		io.WriteString(open, "x")
 		open.Read(make([]byte, 1))
 		p.signal(t, s)
-		r := p.end(t)
-		r.want(t, status, "", `echomux: .*:`+port+`.* interrupted ok=3 failed=0 received=2002 returned=2002`)
+		r := p.end(t) // the probe of startServer may be counted or not
+		r.want(t, status, "", `echomux: .*:`+port+`.* interrupted ok=[23] failed=0 received=2002 returned=2002`)
 	}
 }
 
