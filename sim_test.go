@@ -1105,6 +1105,12 @@ func (s *simulation) client(flag func(string, any), args *[]string) {
 		s.addrs = pool[:1]
 		*args = append(*args, pool[0].String(), "7")
 	}
+	if k.oneIn(4) {
+		s.out.slow = k.span(10 * time.Second)
+	}
+	if k.oneIn(12) {
+		s.out.failAt = int64(k.upTo(int(s.total)))
+	}
 	if messages {
 		for range 1 + k.pick(3) {
 			*args = append(*args, strings.Repeat(one(&k.chance, "a", "data1", "\x00\xff", "0123456789abcdefghi", ""), int(s.total)/16))
@@ -1133,12 +1139,6 @@ func (s *simulation) client(flag func(string, any), args *[]string) {
 			return k.span(time.Millisecond)
 		}
 		return 0
-	}
-	if k.oneIn(6) {
-		s.out.slow = k.span(10 * time.Second)
-	}
-	if k.oneIn(12) {
-		s.out.failAt = int64(k.upTo(int(s.total)))
 	}
 }
 
