@@ -612,7 +612,7 @@ func (s *simulation) takeLoan() {
 		if s.o.until == "eof" {
 			kept = r.sent
 		}
-		if len(p) == 0 || i.ended || i.given+int64(len(p))-kept > ringSize {
+		if len(p) == 0 || i.ended || r.brokenBy != nil || i.given+int64(len(p))-kept > ringSize {
 			s.k.fail("a loan of %d bytes, with %d in the ring; ended %v", len(p), i.given-kept, i.ended)
 		}
 		i.lent = p
@@ -1118,6 +1118,9 @@ func (s *simulation) client(flag func(string, any), args *[]string) {
 		return
 	}
 	i := &s.inp
+	if k.oneIn(16) { // more than the ring holds
+		s.total = int64(1<<20 + k.pick(2<<20))
+	}
 	i.total = s.total
 	if k.oneIn(8) {
 		i.total = 0
