@@ -1320,7 +1320,7 @@ func (s *simulation) run() (wrong string) {
 }
 
 var (
-	simRuns = flag.Int("sim.runs", 3000, "simulated runs")
+	simRuns = flag.Int("sim.runs", 8000, "simulated runs")
 	simSeed = flag.Uint64("sim.seed", 1, "the first one's seed")
 )
 
