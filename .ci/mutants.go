@@ -145,7 +145,7 @@ var mutants = []mutant{
 	// The end.
 	{"a connection counted twice", "if c.jobs > 0 { // else", "if true { // else"},
 	{"an abort counts nobody", "l.tally.count(status, err, l.jobs)\n", ""},
-	{"a poller's failure ignored", "\t\tl.abort(exitLocal, err)\n\t}\n}\n\n// after", "\t}\n}\n\n// after"},
+	{"a poller's failure ignored", "\t\tl.abort(exitLocal, err)\n\t\tl.now = l.clock()", "\t\t_ = err\n\t\tl.now = l.clock()"},
 	{"status of the last failure", "if t.failed == 0 {", "if true {"},
 	{"a timeout is any failure", "if errors.Is(err, errTimedOut) {\n\t\treturn timeout", "if errors.Is(err, errTimedOut) {\n\t\treturn other"},
 	{"sockets left open", "for len(l.machines) > 0 {", "for false {"},
@@ -154,7 +154,7 @@ var mutants = []mutant{
 	{"mail delivered twice", "l.mail, l.read = l.read[:0], l.mail", "l.mail, l.read = l.mail, l.mail"},
 
 	// The server.
-	{"a failing accept does not pause", "s.paused, s.failing = s.after(acceptPause), true", "s.failing = true"},
+	{"a failing accept does not pause", "s.paused, s.silent = s.after(acceptPause), s.after(time.Minute)", "s.silent = s.after(time.Minute)"},
 	{"a pause without an end", "func (s *listener) expired()                { s.paused = never }", "func (s *listener) expired() {}"},
 	{"a paused listener listens on", "if s.paused != never {", "if false {"},
 	{"one reset in the backlog ends accepting", "case errReset: // it left", "case io.EOF: // it left"},
