@@ -90,7 +90,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 }
 
 // catchSignals makes the first SIGINT or SIGTERM end the loop and the second one the program, at
-// once. One that was ignored at start (nohup, a shell's background job) stays ignored.
+// once, also where the loop is stuck: a standard output that nobody reads stops it. One that was
+// ignored at start (nohup, a shell's background job) stays ignored.
 func (l *loop) catchSignals() {
 	signal.Ignore(sigPipe) // a closed standard output is an error to report, not a silent death
 	status, caught := map[os.Signal]int{os.Interrupt: 130, sigTerm: 143}, make(chan os.Signal, 2)
@@ -476,6 +477,7 @@ func (c *conn) expired() {
 	case c.state == exchanging:
 		c.fail("read", fmt.Errorf("%w after %v of silence (%d of %d bytes)", errTimedOut, c.ioTimeout, c.settled(), c.goal))
 	default:
+		c.logf("drained for %v: no FIN", drainTime)
 		c.finish(exitOK, nil) // the job was done before
 	}
 }
@@ -611,7 +613,7 @@ func (c *conn) receive() {
 	case err == nil:
 		c.accept(c.buf[:n])
 	case c.state == closing: // EOF, or a failure too late to matter
-		c.logf("drained")
+		c.logf("drained: %v", err)
 		c.finish(exitOK, nil)
 	case err == io.EOF && c.until == "eof" && c.sent == c.goal && c.broken == nil:
 		c.done()
@@ -837,8 +839,8 @@ func (s *listener) ready(readiness) {
 		case nil:
 			e := &echo{watch: watch{loop: s.loop, name: s.name}, peer: peer}
 			s.loop.watch(e, sock)
-			s.settle(e)
 			e.logf("accepted %v", peer)
+			s.settle(e)
 		case errWouldBlock:
 			return
 		case errReset: // it left while it waited in the backlog
@@ -866,8 +868,8 @@ func (l *loop) listenAll(addrs []netip.Addr) {
 		}
 		s.addr, l.port = bound, bound.Port() // the demo's is the kernel's choice
 		l.watch(s, sock)
-		l.settle(s)
 		s.logf("listening on %v", bound)
+		l.settle(s)
 		l.served.place = strings.TrimSpace(l.served.place + " " + bound.String())
 	}
 }
@@ -1021,7 +1023,10 @@ func parse(args []string) (o options, err error) {
 		{!slices.Contains([]string{"connect", "echo", "eof"}, o.until), "-until %q: must be connect, echo or eof", o.until},
 		{four && six, "%v exclude each other", "-4 and -6"},
 		{o.rounds() && o.until != "echo", "-until %v: -count and -every need echo", o.until},
-		{o.block == nil && (o.n > 1 && o.until != "connect" || o.rounds()), "%v need a MESSAGE", "-n, -count and -every"},
+		{o.block == nil && o.n > 1 && o.until != "connect" && !o.serve, "-n %v needs a MESSAGE", o.n},
+		{o.block == nil && o.count != 1 && !o.serve, "-count %v needs a MESSAGE", o.count},
+		{o.block == nil && o.every > 0 && !o.serve, "-every %v needs a MESSAGE", o.every},
+		{o.serve && (o.n > 1 || o.rounds() || o.until != "echo"), "-serve does not go with %v", "-n, -count, -every or -until"},
 		{o.serve && len(words) > 2, "-serve takes [HOST] PORT, not %q", words},
 		{o.host == "", "HOST %q: must not be empty", o.host},
 		{!o.demo && (err != nil || port == 0), "PORT %q: must be a number from 1 to 65535", words[1]},
@@ -1089,6 +1094,9 @@ func (s *spread) ms(name string, one bool) string {
 // report prints the one line that ends a run, and returns the exit status.
 func (l *loop) report() int {
 	t, status, interrupted := &l.tally, cmp.Or(l.interrupted, l.tally.status), ""
+	if l.serve {
+		t.place = l.served.place
+	}
 	if l.interrupted != 0 {
 		interrupted = " interrupted"
 	} else if l.quiet && status == exitOK {
@@ -1099,7 +1107,7 @@ func (l *loop) report() int {
 	switch {
 	case l.serve && whole:
 		t, taken = &l.served, "received"
-		line = fmt.Sprintf("%s interrupted ok=%d failed=%d", t.place, t.ok, t.failed)
+		line = fmt.Sprintf("%s ok=%d failed=%d", line, t.ok, t.failed)
 	case l.n > 1:
 		for _, cause := range t.causes {
 			fmt.Fprintf(l.stderr, "echomux: %s (%d connections)\n", cause, t.times[cause])

@@ -216,7 +216,7 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 			if left <= 0 {
 				return nil, errTimedOut
 			}
-			share := max(time.Second, left/time.Duration(len(servers)-i%len(servers)+1))
+			share := max(min(time.Second, left/2), left/time.Duration(len(servers)-i%len(servers)+1))
 			share = min(left, share, time.Duration(timeout)*time.Second)
 			addrs, err := exchange(server, name, family, time.Now().Add(share))
 			if err == nil {
@@ -229,6 +229,9 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 	}
 	return nil, outcome
 }
+
+// patience is for the other family's answer when one is there, cf. RFC 8305 section 3.
+const patience = 250 * time.Millisecond
 
 // exchange asks one server for AAAA and A side by side, on one connected socket: it takes nobody
 // else's datagrams and reports an ICMP refusal. One IPv6 address comes first, then IPv4's, so that
@@ -278,6 +281,9 @@ func exchange(server netip.AddrPort, name, family string, deadline time.Time) ([
 					outcome = err
 				}
 				open--
+				if soon := time.Now().Add(patience); len(addrs) > 0 && soon.Before(deadline) {
+					deadline = soon
+				}
 			}
 		}
 	}
