@@ -799,6 +799,9 @@ func (k *kernel) arm(call string, s *sock, want readiness, known bool) error {
 }
 
 func (k *kernel) wake() {
+	if k.dead {
+		k.fail("wake after the poller's end")
+	}
 	if k.handing {
 		k.wokenBy <- struct{}{}
 		return

@@ -169,6 +169,7 @@ var mutants = []mutant{
 
 // equivalent names the faults that change nothing that can be observed, with the reason.
 var equivalent = map[string]string{
+	"a loan never returned":                "the count serves only the check for a stall, and no other path leads into one",
 	"direction that is not armed any more": "nothing is refused any more, so there is nothing to write",
 	"still watched when closed":            "what is closed is not armed, so its events are discarded; its number's next machine replaces it",
 }
