@@ -160,7 +160,7 @@ var mutants = []mutant{
 	{"one reset in the backlog ends accepting", "case errReset: // it left", "case io.EOF: // it left"},
 	{"the server reads before all is written", "if len(e.pending) > 0 {\n\t\treturn writable", "if len(e.pending) > 0 {\n\t\treturn readable | writable"},
 	{"the server drops what was refused", "e.pending = e.pending[n:]", "e.pending = nil"},
-	{"the server's buffer is shared", "if e.kept = e.buf; len(e.spare) == 0 {", "if e.kept = slices.Clone(e.buf); len(e.spare) == 0 {"},
+	{"the server's buffer is shared", "e.buf, e.spare = e.spare[last], e.spare[:last]", "e.spare = e.spare[:last]"},
 	{"the server keeps who has left", "\tcase err == io.EOF: // the good end\n\t\te.served.ok++\n\t\te.close()", "\tcase err == io.EOF: // the good end\n\t\te.served.ok++"},
 	{"the server ignores a failure", "\t\te.served.failed++\n\t\te.logf(\"%v\", described(op, e.peer, err))\n\t\te.close()", "\t\te.served.failed++\n\t\te.logf(\"%v\", described(op, e.peer, err))"},
 	{"one family missing is fatal", "if err == errNoAddress && (l.served.place", "if err == nil && (l.served.place"},
