@@ -133,9 +133,10 @@ type simInput struct {
 	delay      func() time.Duration
 	ended      bool // EOF or failure was handed over
 	err        error
-	withEOF    bool // the last bytes and EOF come together
-	over       bool // the channel is closed
-	postedWait int
+	withEOF    bool  // the last bytes and EOF come together
+	over       bool  // the channel is closed
+	postedWait int   // when the last bytes were handed over, and
+	posted     int64 // how many
 }
 
 // simOutput is standard output.
@@ -265,6 +266,17 @@ func (r *trail) needless() int64 {
 	return r.sent
 }
 
+// toSend is how much there is to be sent; what the reader of standard input has posted since the
+// last wait comes after this turn's events.
+func (r *trail) toSend() int64 {
+	if r.o.block != nil {
+		return r.goal
+	} else if r.inp.postedWait == r.k.waits {
+		return r.inp.given - r.inp.posted
+	}
+	return r.inp.given
+}
+
 // byCause: what broke the sending comes before what followed from it.
 func (r *trail) byCause(status int, words ...string) {
 	if r.brokenBy != nil {
@@ -313,7 +325,7 @@ func (s *sock) observeRead(p []byte, err error) {
 		r.judge(exitExchange, at, "more came back", fmt.Sprintf("byte %d ", r.sent))
 	case r.closing:
 		r.judge(exitOK)
-	case err == io.EOF && r.o.until == "eof" && r.brokenBy == nil && r.sent == r.goal && (r.sent == r.inp.given || r.o.block != nil || r.inp.postedWait == r.k.waits):
+	case err == io.EOF && r.o.until == "eof" && r.brokenBy == nil && r.sent == r.toSend():
 		r.judge(exitOK)
 	case err == io.EOF:
 		r.byCause(exitExchange, at, "closed early", fmt.Sprintf("(%d of ", r.needless()))
@@ -638,7 +650,7 @@ func (s *simulation) readInput() {
 		}
 	}
 	k.logf("standard input: %d, %v", n, i.in.err)
-	i.postedWait = k.waits
+	i.postedWait, i.posted = k.waits, int64(n)
 	k.credit++
 	s.l.post(i.in.deliver)
 }
