@@ -253,14 +253,7 @@ func clientPeak(b *testing.B, input, program string, flags ...string) (most floa
 		args = append(args, message)
 	}
 	cmd := exec.Command(program, args...)
-	if input != "" {
-		f, err := os.Open(input)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer f.Close()
-		cmd.Stdin = f
-	}
+	defer feed(b, cmd, input)()
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}

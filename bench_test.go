@@ -269,16 +269,22 @@ func median(v []float64) float64 {
 	return (v[len(v)/2] + v[(len(v)-1)/2]) / 2
 }
 
+// feed opens the file input, if one is named, as cmd's standard input. Stop closes it.
+func feed(b testing.TB, cmd *exec.Cmd, input string) (stop func()) {
+	if input == "" {
+		return func() {}
+	}
+	f, err := os.Open(input)
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd.Stdin = f
+	return func() { f.Close() }
+}
+
 // timed runs a command to its end, with the file input as its standard input.
 func timed(b *testing.B, input string, cmd *exec.Cmd) time.Duration {
-	if input != "" {
-		f, err := os.Open(input)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer f.Close()
-		cmd.Stdin = f
-	}
+	defer feed(b, cmd, input)()
 	start := time.Now()
 	if err := cmd.Run(); err != nil {
 		b.Fatalf("%v: %v", cmd.Args, err)

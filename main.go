@@ -1094,15 +1094,12 @@ func (s *spread) ms(name string, one bool) string {
 // report prints the one line that ends a run, and returns the exit status.
 func (l *loop) report() int {
 	t, status, interrupted := &l.tally, cmp.Or(l.interrupted, l.tally.status), ""
-	if l.serve {
-		t.place = l.served.place
-	}
 	if l.interrupted != 0 {
 		interrupted = " interrupted"
 	} else if l.quiet && status == exitOK {
 		return status
 	}
-	place := cmp.Or(t.place, fmt.Sprintf("%s:%d", printable(l.host), l.port))
+	place := cmp.Or(t.place, l.served.place, fmt.Sprintf("%s:%d", printable(l.host), l.port))
 	line, whole, taken := place+cmp.Or(interrupted, " ok"), l.n > 1 || t.failed == 0, "sent"
 	switch {
 	case l.serve && whole:
@@ -1206,6 +1203,7 @@ var (
 	errTimedOut     = errors.New("timed out")
 	errNoAddress    = errors.New("cannot assign requested address")
 	errTooManyFiles = errors.New("too many open files")
+	errNoName       = errors.New("no such name") // resolve's
 	errSelfConnect  = fmt.Errorf("%w (connected to itself)", errRefused)
 )
 

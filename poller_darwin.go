@@ -131,8 +131,6 @@ func (p *kqueue) close() error { return fault("close", unix.Close(p.kq)) }
 
 // ---- Names ----
 
-var errNoName = errors.New("no such name")
-
 // resolve finds the addresses of host within left: as the system does, which knows more sources
 // than hosts(5) and resolver(5) tell.
 func resolve(host, family string, left time.Duration) ([]netip.Addr, error) {

@@ -119,8 +119,6 @@ type resolver struct {
 	port        uint16
 }
 
-var errNoName = errors.New("no such name")
-
 // resolve finds the addresses of host within left: in the hosts file, else by DNS.
 func resolve(host, family string, left time.Duration) ([]netip.Addr, error) {
 	return resolver{"/etc/hosts", "/etc/resolv.conf", 53}.lookup(host, family, time.Now().Add(left))

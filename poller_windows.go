@@ -161,8 +161,6 @@ func (p *selector) close() error { return system{}.close(p.wakeSock) }
 
 // ---- Names ----
 
-var errNoName = errors.New("no such name")
-
 // resolve finds the addresses of host within left: as the system does, which knows more sources
 // than a hosts file and DNS.
 func resolve(host, family string, left time.Duration) ([]netip.Addr, error) {
