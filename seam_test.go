@@ -726,22 +726,32 @@ func listenElsewhere(p platform) {
 
 // listenBoth: a listener for all of IPv6 leaves IPv4 to its own.
 func listenBoth(p platform) {
-	s, bound, err := p.net.listen(netip.MustParseAddrPort("[::]:0"))
-	if err == errNoAddress {
-		p.Skip("no IPv6 here")
+	const tries = 20 // the kernel's choice for one family may be taken in the other, by anybody
+	for try := 1; ; try++ {
+		s, bound, err := p.net.listen(netip.MustParseAddrPort("[::]:0"))
+		if err == errNoAddress {
+			p.Skip("no IPv6 here")
+		}
+		p.must("listen", err)
+		p.open[s] = true
+		if c, err := net.Dial("tcp", netip.AddrPortFrom(netip.IPv6Loopback(), bound.Port()).String()); err != nil {
+			p.Skipf("no IPv6 here: %v", err)
+		} else {
+			defer c.Close()
+		}
+		c, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), bound.Port()).String())
+		if err == nil {
+			c.Close()
+			err = errors.New("IPv4 was accepted before anybody listened to it")
+		} else {
+			var four socket
+			if four, _, err = p.net.listen(netip.AddrPortFrom(netip.IPv4Unspecified(), bound.Port())); err == nil {
+				p.open[four] = true
+				return
+			}
+		}
+		if try == tries {
+			p.Fatalf("listening on both families of %d ports failed, at last on %d: %v", tries, bound.Port(), err)
+		}
 	}
-	p.must("listen", err)
-	p.open[s] = true
-	if c, err := net.Dial("tcp", netip.AddrPortFrom(netip.IPv6Loopback(), bound.Port()).String()); err != nil {
-		p.Skipf("no IPv6 here: %v", err)
-	} else {
-		defer c.Close()
-	}
-	if c, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), bound.Port()).String()); err == nil {
-		c.Close()
-		p.Error("it listens to IPv4 too")
-	}
-	four, _, err := p.net.listen(netip.AddrPortFrom(netip.IPv4Unspecified(), bound.Port()))
-	p.must("listen on IPv4 beside it", err)
-	p.open[four] = true
 }
