@@ -20,7 +20,6 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"math"
@@ -62,12 +61,12 @@ func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 // run is echomux as a function; it returns the exit status.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	o, err := parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		io.WriteString(stdout, usage)
-		return exitOK
-	} else if err != nil {
+	if err != nil {
 		fmt.Fprintf(stderr, "echomux: %v (echomux -h shows the usage)\n", err)
 		return exitUsage
+	} else if o.help {
+		io.WriteString(stdout, usage)
+		return exitOK
 	}
 	p, err := newPoller()
 	if err != nil {
@@ -948,7 +947,8 @@ type options struct {
 	until, family, host              string // family: ip, ip4 or ip6, the words of package net
 	n                                int
 	count                            int64
-	verbose, quiet, serve, demo      bool
+	verbose, quiet, serve, help      bool
+	demo                             bool
 	port                             uint16
 	block                            []byte // the MESSAGEs; nil: standard input
 }
@@ -976,26 +976,16 @@ exit status: 0 every connection did its whole job; 1 the exchange went wrong; 2 
 // parse checks the command line. Its errors name the word that is wrong.
 func parse(args []string) (o options, err error) {
 	var four, six bool
-	f := flag.NewFlagSet("echomux", flag.ContinueOnError)
-	f.SetOutput(io.Discard)
-	f.DurationVar(&o.connectTimeout, "connect-timeout", 3500*time.Millisecond, "")
-	f.DurationVar(&o.ioTimeout, "io-timeout", 5500*time.Millisecond, "")
-	f.DurationVar(&o.every, "every", 0, "")
-	f.StringVar(&o.until, "until", "echo", "")
-	f.IntVar(&o.n, "n", 1, "")
-	f.Int64Var(&o.count, "count", 1, "")
-	f.BoolVar(&four, "4", false, "")
-	f.BoolVar(&six, "6", false, "")
-	f.BoolVar(&o.verbose, "v", false, "")
-	f.BoolVar(&o.quiet, "q", false, "")
-	f.BoolVar(&o.serve, "serve", false, "")
-	if err := f.Parse(args); err == flag.ErrHelp {
+	o = options{connectTimeout: 3500 * time.Millisecond, ioTimeout: 5500 * time.Millisecond, until: "echo", n: 1, count: 1}
+	words, err := parseFlags(args, map[string]any{
+		"connect-timeout": &o.connectTimeout, "io-timeout": &o.ioTimeout, "every": &o.every, "until": &o.until,
+		"n": &o.n, "count": &o.count, "4": &four, "6": &six, "v": &o.verbose, "q": &o.quiet, "serve": &o.serve,
+		"h": &o.help, "help": &o.help,
+	})
+	if err != nil || o.help {
 		return o, err
-	} else if err != nil {
-		return o, fmt.Errorf("%+#q", err.Error()) // it has a word of the user's as it came
 	}
 	o.family = map[bool]string{true: "ip", four: "ip4", six: "ip6"}[true]
-	words := f.Args()
 	switch {
 	case len(words) == 0 && !o.serve:
 		o.demo, o.verbose = true, !o.quiet
@@ -1036,6 +1026,47 @@ func parse(args []string) (o options, err error) {
 		}
 	}
 	return o, nil
+}
+
+// parseFlags sets the variables behind the flags that args begin with, and returns what follows. It
+// keeps to the syntax of package flag, which would make the stripped binary 3% larger.
+func parseFlags(args []string, flags map[string]any) (words []string, err error) {
+	for len(args) > 0 && len(args[0]) > 1 && args[0][0] == '-' {
+		word := args[0]
+		if args = args[1:]; word == "--" {
+			break
+		}
+		name, value, given := strings.Cut(strings.TrimPrefix(word[1:], "-"), "=")
+		if _, ok := flags[name].(*bool); ok && !given {
+			value = "true"
+		} else if flags[name] != nil && !given {
+			if len(args) == 0 {
+				return nil, fmt.Errorf("%s: its value is missing", word)
+			}
+			value, args = args[0], args[1:]
+		}
+		kind := "a whole number within range"
+		switch v := flags[name].(type) {
+		case *int:
+			*v, err = strconv.Atoi(value)
+		case *int64:
+			*v, err = strconv.ParseInt(value, 10, 64)
+		case *time.Duration:
+			kind = "a time with its unit, such as 3.5s"
+			*v, err = time.ParseDuration(value)
+		case *bool:
+			kind = "true or false"
+			*v, err = strconv.ParseBool(value)
+		case *string:
+			*v = value
+		default:
+			return nil, fmt.Errorf("%+q: no such flag", word)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("-%s %+q: must be %s", name, value, kind)
+		}
+	}
+	return args, nil
 }
 
 // rounds: is the run made of rounds?
