@@ -123,7 +123,6 @@ type machine interface {
 	deadline() time.Duration // on the loop's clock, or never; pure
 	ready(readiness)         // a part of the interest has come
 	expired()                // the deadline has passed
-	close()
 }
 
 // watch is what the loop keeps about a machine.
@@ -154,8 +153,8 @@ type loop struct {
 	now, earliest time.Duration // the clock's last reading; no deadline is before earliest
 	turn          uint64        // waits so far
 	events        []event
-	buf           []byte   // all sockets are read into this one
-	spare         [][]byte // its stand-ins, see echo
+	buf           []byte // all sockets are read into this one
+	spare         []byte // a stand-in for it, see echo
 	machines      []machine
 	watched       map[socket]machine
 	jobs, loans   int          // unfinished connections, or -serve; goroutines that will post
@@ -315,7 +314,7 @@ func (l *loop) deliver() {
 // close ends what is left of an interrupted run, then the poller.
 func (l *loop) close() {
 	for len(l.machines) > 0 {
-		l.machines[len(l.machines)-1].close()
+		l.machines[len(l.machines)-1].base().close()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -341,25 +340,23 @@ func (w *watch) logData(what string, p []byte) {
 // them. The seam bounds that by the time left.
 func (l *loop) resolve(then func([]netip.Addr)) {
 	answer := func(addrs []netip.Addr, err error) {
-		for i, a := range addrs {
-			addrs[i] = a.Unmap() // ::ffff:192.0.2.1 is IPv4
+		var usable []netip.Addr
+		for _, a := range addrs {
+			a = a.Unmap() // ::ffff:192.0.2.1 is IPv4
+			if (l.family == "ip" || a.Is4() == (l.family == "ip4")) && printable(a.Zone()) == a.Zone() &&
+				!slices.Contains(usable, a) && len(usable) < maxAddrs {
+				usable = append(usable, a)
+			}
 		}
-		seen := make(map[netip.Addr]bool)
-		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
-			again := seen[a]
-			seen[a] = true
-			return again || l.family != "ip" && a.Is4() != (l.family == "ip4") || printable(a.Zone()) != a.Zone()
-		})
-		addrs = addrs[:min(len(addrs), maxAddrs)]
-		if err == nil && len(addrs) == 0 {
+		if err == nil && len(usable) == 0 {
 			err = errors.New("no address of that family")
 		}
 		if err != nil {
 			l.abort(statusOf(err, exitConnectTimeout, exitConnect), fmt.Errorf("lookup %s: %w", printable(l.host), err))
 			return
 		}
-		(&watch{loop: l}).logf("resolved %s to %v", printable(l.host), addrs)
-		then(addrs)
+		(&watch{loop: l}).logf("resolved %s to %v", printable(l.host), usable)
+		then(usable)
 	}
 	if l.serve && l.host == "*" {
 		answer([]netip.Addr{netip.IPv6Unspecified(), netip.IPv4Unspecified()}, nil)
@@ -553,8 +550,7 @@ func (c *conn) connected() error {
 	return nil
 }
 
-// connectNext goes on to the next address while err says that the one before has failed. When all
-// have, the one furthest along decides: refused, then timed out, then unreachable.
+// connectNext goes on to the next address while err says that the one before has failed.
 func (c *conn) connectNext(err error) {
 	for ; err != nil && err != errWouldBlock; err = c.connect() {
 		c.watch.close()
@@ -565,14 +561,10 @@ func (c *conn) connectNext(err error) {
 		case errors.Is(err, errTooManyFiles): // the connections asked for cannot all be held
 			c.abort(exitLocal, err)
 			return
-		case c.tried < len(c.addrs):
-			continue
-		case errors.Is(c.causes, errRefused):
-			c.finish(exitConnect, c.causes)
-		default:
+		case c.tried == len(c.addrs):
 			c.finish(statusOf(c.causes, exitConnectTimeout, exitConnect), c.causes)
+			return
 		}
-		return
 	}
 }
 
@@ -671,7 +663,6 @@ func (c *conn) advance() {
 		return
 	}
 	if c.until == "eof" && c.last && c.sent == c.goal && !c.finSent && c.broken == nil {
-		c.finSent = true
 		c.halfClose()
 	} else if c.until == "echo" && c.returned == c.goal {
 		if c.inRound {
@@ -702,6 +693,7 @@ func (c *conn) roundDone() {
 
 // halfClose sends our FIN behind all that was sent; reading goes on.
 func (c *conn) halfClose() {
+	c.finSent = true
 	c.logf("shutdown: all %d bytes are sent", c.sent)
 	if err := c.net.closeWrite(c.sock); err != nil {
 		c.broken = described("shutdown", c.peer, err)
@@ -720,12 +712,14 @@ func (c *conn) done() {
 	c.state, c.by = closing, c.after(drainTime)
 }
 
-// statusOf tells a timeout and the want of descriptors from other failures.
+// statusOf tells a timeout and the want of descriptors from other failures. Of several addresses
+// the one furthest along decides: refused, then timed out.
 func statusOf(err error, timeout, other int) int {
-	if errors.Is(err, errTimedOut) {
-		return timeout
-	} else if errors.Is(err, errTooManyFiles) {
+	switch {
+	case errors.Is(err, errTooManyFiles):
 		return exitLocal
+	case errors.Is(err, errTimedOut) && !errors.Is(err, errRefused):
+		return timeout
 	}
 	return other
 }
@@ -916,27 +910,16 @@ func (e *echo) ready(readiness) {
 		e.logf("%v", described(op, e.peer, err))
 		e.close()
 	case len(e.pending) == 0:
-		e.release()
-	case e.kept == nil:
-		if e.kept = e.buf; len(e.spare) == 0 {
-			e.spare = append(e.spare, make([]byte, chunkSize))
+		e.pending = nil // even empty it would hold a buffer
+		if e.kept != nil {
+			e.spare, e.kept = e.kept, nil
 		}
-		last := len(e.spare) - 1
-		e.buf, e.spare = e.spare[last], e.spare[:last]
+	case e.kept == nil:
+		e.kept, e.buf, e.spare = e.buf, e.spare, nil
+		if e.buf == nil {
+			e.buf = make([]byte, chunkSize)
+		}
 	}
-}
-
-// release gives the buffer back.
-func (e *echo) release() {
-	if e.kept != nil && len(e.spare) < 8 { // more would be the collector's
-		e.spare = append(e.spare, e.kept)
-	}
-	e.kept, e.pending = nil, nil
-}
-
-func (e *echo) close() {
-	e.release()
-	e.watch.close()
 }
 
 // ---- The command line ----
@@ -947,8 +930,8 @@ type options struct {
 	until, family, host              string // family: ip, ip4 or ip6, the words of package net
 	n                                int
 	count                            int64
-	verbose, quiet, serve, help      bool
-	demo                             bool
+	verbose, quiet, serve, demo      bool
+	help                             bool
 	port                             uint16
 	block                            []byte // the MESSAGEs; nil: standard input
 }
@@ -1037,16 +1020,18 @@ func parseFlags(args []string, flags map[string]any) (words []string, err error)
 			break
 		}
 		name, value, given := strings.Cut(strings.TrimPrefix(word[1:], "-"), "=")
-		if _, ok := flags[name].(*bool); ok && !given {
+		variable, kind := flags[name], "a whole number within range"
+		switch _, ok := variable.(*bool); {
+		case variable == nil:
+			return nil, fmt.Errorf("%+q: no such flag", word)
+		case ok && !given:
 			value = "true"
-		} else if flags[name] != nil && !given {
-			if len(args) == 0 {
-				return nil, fmt.Errorf("%s: its value is missing", word)
-			}
+		case !given && len(args) == 0:
+			return nil, fmt.Errorf("%s: its value is missing", word)
+		case !given:
 			value, args = args[0], args[1:]
 		}
-		kind := "a whole number within range"
-		switch v := flags[name].(type) {
+		switch v := variable.(type) {
 		case *int:
 			*v, err = strconv.Atoi(value)
 		case *int64:
@@ -1059,8 +1044,6 @@ func parseFlags(args []string, flags map[string]any) (words []string, err error)
 			*v, err = strconv.ParseBool(value)
 		case *string:
 			*v = value
-		default:
-			return nil, fmt.Errorf("%+q: no such flag", word)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("-%s %+q: must be %s", name, value, kind)
@@ -1168,7 +1151,7 @@ func described(op string, peer netip.AddrPort, err error) error {
 
 // quoted renders bytes for a terminal: a quoted string for each line of text, the end left out if
 // it is long. printable does without the quotes, for words of the user's.
-func quoted[T string | []byte](p T) (s string) {
+func quoted(p []byte) (s string) {
 	const most = 60
 	for line := range strings.Lines(string(p[:min(len(p), most)])) {
 		s += " " + strconv.QuoteToASCII(line)
@@ -1179,7 +1162,7 @@ func quoted[T string | []byte](p T) (s string) {
 	return strings.TrimPrefix(s, " ")
 }
 
-func printable(word string) string { return strings.ReplaceAll(quoted(word), `"`, "") }
+func printable(word string) string { return strings.ReplaceAll(quoted([]byte(word)), `"`, "") }
 
 // ---- The seam ----
 

@@ -135,7 +135,7 @@ func (r result) want(t testing.TB, status int, at, pattern string) {
 func (r result) wantStdout(t testing.TB, want string) {
 	t.Helper()
 	if r.stdout != want {
-		t.Errorf("standard output is %s, want %s", quoted(r.stdout), quoted(want))
+		t.Errorf("standard output is %s, want %s", quoted([]byte(r.stdout)), quoted([]byte(want)))
 	}
 }
 
@@ -188,15 +188,20 @@ func serve(t testing.TB, address string, talk func(*net.TCPConn)) (at, port stri
 	return at, port
 }
 
-// closedPort is a port that nobody listens on.
+// closedPort is a port that nobody listens on until the test ends: a connection has it.
 func closedPort(t testing.TB) (at, port string) {
 	t.Helper()
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer server.Close()
-	at = server.Addr().String()
+	t.Cleanup(func() { server.Close() })
+	c, err := net.Dial("tcp", server.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	at = c.LocalAddr().String()
 	_, port, _ = net.SplitHostPort(at)
 	return at, port
 }
