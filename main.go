@@ -163,15 +163,16 @@ type loop struct {
 	connectBy     time.Duration
 	tally, served tally // the client's connections; the server's
 
-	mu         sync.Mutex // guards the mailbox, all that goroutines share
-	mail, read []func()
-	closed     bool
+	mail   chan func() // the mailbox, with room for the three goroutines: none has two on their way
+	mu     sync.Mutex  // guards closed
+	closed bool        // nobody wakes the poller any more
 }
 
 // newLoop makes a run of a platform; what it lacks, run fills in.
 func newLoop(o options, p poller, net sockets, clock func() time.Duration) *loop {
 	return &loop{options: o, poller: p, net: net, clock: clock, now: clock(), earliest: never, jobs: o.n,
-		events: make([]event, batchSize), buf: make([]byte, chunkSize), watched: make(map[socket]machine)}
+		events: make([]event, batchSize), buf: make([]byte, chunkSize), watched: make(map[socket]machine),
+		mail: make(chan func(), 3)}
 }
 
 // run starts the first machines and turns until every job is done. A turn waits once, serves each
@@ -296,17 +297,15 @@ func (l *loop) post(f func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.closed {
-		l.mail = append(l.mail, f)
+		l.mail <- f
 		l.poller.wake()
 	}
 }
 
 // deliver calls what has been posted.
 func (l *loop) deliver() {
-	l.mu.Lock()
-	l.mail, l.read = l.read[:0], l.mail
-	l.mu.Unlock()
-	for _, f := range l.read {
+	for range len(l.mail) {
+		f := <-l.mail
 		f()
 	}
 }
