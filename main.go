@@ -402,8 +402,7 @@ type conn struct {
 	moved                time.Duration // the idle clock's start: bytes moved, or the debt began
 
 	round      int64         // rounds begun
-	inRound    bool          // and not ended
-	began, due time.Duration // its first byte was tried; the next one may begin
+	began, due time.Duration // the last one's first byte was tried; the next one may begin
 }
 
 // interest: writing is tried before it is waited for, so writable means that the kernel refused.
@@ -570,7 +569,7 @@ func (c *conn) connectNext(err error) {
 // startRound makes one more copy of the MESSAGEs due, and tries to send it.
 func (c *conn) startRound() {
 	c.round++
-	c.inRound, c.last = true, c.round == c.count
+	c.last = c.round == c.count
 	c.goal += int64(len(c.data))
 	c.began, c.due = c.now, c.after(c.every)
 	c.send()
@@ -629,6 +628,8 @@ func (c *conn) accept(p []byte) {
 	c.moved = c.now
 	if wrong != nil {
 		c.finish(exitExchange, described("read", c.peer, wrong))
+	} else if c.rounds() && c.returned == c.goal {
+		c.roundDone()
 	}
 }
 
@@ -664,9 +665,6 @@ func (c *conn) advance() {
 	if c.until == "eof" && c.last && c.sent == c.goal && !c.finSent && c.broken == nil {
 		c.halfClose()
 	} else if c.until == "echo" && c.returned == c.goal {
-		if c.inRound {
-			c.roundDone()
-		}
 		if c.last {
 			c.done()
 			return
@@ -682,7 +680,6 @@ func (c *conn) advance() {
 
 // roundDone counts the round trip: from the first byte tried to the last byte back.
 func (c *conn) roundDone() {
-	c.inRound = false
 	c.tally.rtt.add(c.now - c.began)
 	if c.every > 0 && !c.quiet {
 		rtt := spread{n: 1, sum: c.now - c.began}

@@ -120,7 +120,7 @@ var mutants = []mutant{
 	{"half-close twice", "!c.finSent && c.broken == nil {", "c.broken == nil {"},
 	{"half-close failed and forgotten", "c.broken = described(\"shutdown\", c.peer, err)", "_ = err"},
 	{"done when all is sent", "} else if c.until == \"echo\" && c.returned == c.goal {", "} else if c.until == \"echo\" && c.sent == c.goal {"},
-	{"done before the last round", "c.inRound, c.last = true, c.round == c.count", "c.inRound, c.last = true, c.round >= c.count-1"},
+	{"done before the last round", "c.last = c.round == c.count", "c.last = c.round >= c.count-1"},
 	{"a round too many", "c.round == c.count", "c.round > c.count"},
 	{"rounds too early", "} else if c.due <= c.now {", "} else {"},
 	{"rounds never due", "c.began, c.due = c.now, c.after(c.every)", "c.began, c.due = c.now, never"},
