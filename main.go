@@ -429,6 +429,11 @@ func (c *conn) settled() int64 {
 	return c.sent
 }
 
+// idle: has all that there was to send done its work, and may more be sent?
+func (c *conn) idle() bool {
+	return c.settled() == c.goal && !c.finSent && c.broken == nil
+}
+
 // deadline: silence counts while something is owed, and a round begins when it is due.
 func (c *conn) deadline() time.Duration {
 	switch {
@@ -459,7 +464,6 @@ func (c *conn) ready(r readiness) {
 // expired: the round is due, or the time of the state is up.
 func (c *conn) expired() {
 	if c.state == exchanging && !c.owed() {
-		c.startRound()
 		c.advance()
 		return
 	}
@@ -480,7 +484,7 @@ func (c *conn) expired() {
 func (l *loop) connectAll(addrs []netip.Addr) {
 	l.addrs = addrs
 	for i := 0; i < l.n && l.jobs > 0; i++ {
-		c := &conn{watch: watch{loop: l}, due: never}
+		c := &conn{watch: watch{loop: l}}
 		if l.n > 1 {
 			c.name = "#" + strconv.Itoa(i+1) + " "
 		}
@@ -538,11 +542,11 @@ func (c *conn) connected() error {
 	case c.until == "connect":
 		c.finish(exitOK, nil)
 	case c.block == nil:
+		c.due = never
 		c.data, c.in = make(ring, ringSize), &input{conn: c, lend: make(chan []byte, 1)}
 		c.startInput(c.in)
 	default:
 		c.data = c.block
-		c.startRound()
 	}
 	c.advance()
 	return nil
@@ -605,7 +609,8 @@ func (c *conn) receive() {
 		c.logf("drained: %v", err)
 		c.finish(exitOK, nil)
 	case err == io.EOF && c.until == "eof" && c.sent == c.goal && c.broken == nil:
-		c.done()
+		c.tally.exchange.add(c.now - c.since)
+		c.finish(exitOK, nil)
 	case err == io.EOF:
 		c.fail("read", fmt.Errorf("closed early (%d of %d bytes)", c.settled(), c.goal))
 	default:
@@ -662,15 +667,11 @@ func (c *conn) advance() {
 	if c.state != exchanging {
 		return
 	}
-	if c.until == "eof" && c.last && c.sent == c.goal && !c.finSent && c.broken == nil {
+	if !c.last && c.due <= c.now && c.idle() {
+		c.startRound()
+	}
+	if c.last && c.idle() {
 		c.halfClose()
-	} else if c.until == "echo" && c.returned == c.goal {
-		if c.last {
-			c.done()
-			return
-		} else if c.due <= c.now {
-			c.startRound()
-		}
 	}
 	if owing := c.owed(); owing != c.owing {
 		c.owing, c.moved = owing, c.now
@@ -687,25 +688,18 @@ func (c *conn) roundDone() {
 	}
 }
 
-// halfClose sends our FIN behind all that was sent; reading goes on.
+// halfClose sends our FIN behind all that was sent. After an echo the peer's is awaited for a moment:
+// closing with bytes unread would reset the peer, and a byte that comes now is one too many.
 func (c *conn) halfClose() {
 	c.finSent = true
 	c.logf("shutdown: all %d bytes are sent", c.sent)
 	if err := c.net.closeWrite(c.sock); err != nil {
 		c.broken = described("shutdown", c.peer, err)
 	}
-}
-
-// done ends the exchange. After an echo the peer's FIN is awaited for a moment: closing with bytes
-// unread would reset the peer, and a byte that comes now is one too many.
-func (c *conn) done() {
-	c.tally.exchange.add(c.now - c.since)
-	if c.until == "eof" {
-		c.finish(exitOK, nil)
-		return
+	if c.until == "echo" {
+		c.tally.exchange.add(c.now - c.since)
+		c.state, c.by = closing, c.after(drainTime)
 	}
-	c.halfClose()
-	c.state, c.by = closing, c.after(drainTime)
 }
 
 // statusOf tells a timeout and the want of descriptors from other failures. Of several addresses
