@@ -473,7 +473,7 @@ func (c *conn) expired() {
 	case c.state == connecting:
 		c.connectNext(errTimedOut)
 	case c.state == exchanging:
-		c.fail("read", fmt.Errorf("%w after %v of silence (%d of %d bytes)", errTimedOut, c.ioTimeout, c.settled(), c.goal))
+		c.fail(fmt.Errorf("%w after %v of silence (%d of %d bytes)", errTimedOut, c.ioTimeout, c.settled(), c.goal))
 	default:
 		c.logf("drained for %v: no FIN", drainTime)
 		c.finish(exitOK, nil) // the job was done before
@@ -612,9 +612,9 @@ func (c *conn) receive() {
 		c.tally.exchange.add(c.now - c.since)
 		c.finish(exitOK, nil)
 	case err == io.EOF:
-		c.fail("read", fmt.Errorf("closed early (%d of %d bytes)", c.settled(), c.goal))
+		c.fail(fmt.Errorf("closed early (%d of %d bytes)", c.settled(), c.goal))
 	default:
-		c.fail("read", err)
+		c.fail(err)
 	}
 }
 
@@ -644,22 +644,24 @@ func (c *conn) verify(p []byte) (good int, wrong error) {
 	if c.until != "echo" {
 		return len(p), nil
 	}
-	for good < len(p) && wrong == nil {
+	for good < len(p) {
 		at := c.returned + int64(good)
 		if at == c.sent {
 			return good, fmt.Errorf("more came back than was sent: byte %d is %#02x: is this an echo server?", at, p[good])
 		}
-		want := c.data.piece(at, c.sent)
-		got := p[good:min(len(p), good+len(want))]
-		n := len(got)
-		if !bytes.Equal(got, want[:n]) { // in bulk; byte by byte only where it is known to end
-			for n = 0; got[n] == want[n]; n++ {
+		want := c.data.piece(at, min(c.sent, c.returned+int64(len(p))))
+		got := p[good : good+len(want)]
+		if !bytes.Equal(got, want) { // in bulk; byte by byte only where it is known to end
+			n := 0
+			for got[n] == want[n] {
+				n++
 			}
-			wrong = fmt.Errorf("byte %d differs: sent %#02x, came back %#02x: is this an echo server?", at+int64(n), want[n], got[n])
+			return good + n, fmt.Errorf("byte %d differs: sent %#02x, came back %#02x: is this an echo server?",
+				at+int64(n), want[n], got[n])
 		}
-		good += n
+		good += len(want)
 	}
-	return good, wrong
+	return good, nil
 }
 
 // advance takes the steps that the bytes moved have made possible.
@@ -715,10 +717,8 @@ func statusOf(err error, timeout, other int) int {
 }
 
 // fail ends the connection with its first failure: a broken write before what followed from it.
-func (c *conn) fail(op string, err error) {
-	if err = described(op, c.peer, err); c.broken != nil {
-		err = c.broken
-	}
+func (c *conn) fail(err error) {
+	err = cmp.Or(c.broken, described("read", c.peer, err))
 	c.finish(statusOf(err, exitIOTimeout, exitExchange), err)
 }
 

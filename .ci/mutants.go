@@ -90,7 +90,7 @@ var mutants = []mutant{
 	{"would block is an error", "if err != nil && err != errWouldBlock {\n\t\t\tc.broken", "if err != nil {\n\t\t\tc.broken"},
 	{"a failed write ends all", "c.broken = described(\"write\", c.peer, err) // replies may still be readable", "c.fail(\"write\", err)"},
 	{"write after a failed one", "!c.blocked && c.broken == nil {", "!c.blocked {"},
-	{"a broken write forgotten", "if err = described(op, c.peer, err); c.broken != nil {", "if err = described(op, c.peer, err); false {"},
+	{"a broken write forgotten", "err = cmp.Or(c.broken, described(\"read\", c.peer, err))", "err = described(\"read\", c.peer, err)"},
 
 	// Reading.
 	{"would block is a failure", "\tcase err == errWouldBlock:\n\tcase err == nil:\n\t\tc.accept", "\tcase err == nil:\n\t\tc.accept"},
@@ -98,10 +98,10 @@ var mutants = []mutant{
 	{"EOF is success", "case err == io.EOF && c.until == \"eof\" && c.sent == c.goal && c.broken == nil:", "case err == io.EOF:"},
 	{"EOF before all is sent is success", "c.until == \"eof\" && c.sent == c.goal && c.broken == nil:", "c.until == \"eof\" && c.broken == nil:"},
 	{"EOF after a broken write is success", "c.sent == c.goal && c.broken == nil:", "c.sent == c.goal:"},
-	{"read error ignored", "\tdefault:\n\t\tc.fail(\"read\", err)\n", ""},
+	{"read error ignored", "\tdefault:\n\t\tc.fail(err)\n", ""},
 	{"late failure changes success", "case c.state == closing: // EOF", "case c.state == closing && err == io.EOF: // EOF"},
-	{"compare skipped", "if !bytes.Equal(got, want[:n]) {", "if !bytes.Equal(got, want[:n]) && false {"},
-	{"compare skips the first byte", "if !bytes.Equal(got, want[:n]) {", "if !bytes.Equal(got[1:], want[1:n]) {"},
+	{"compare skipped", "if !bytes.Equal(got, want) {", "if !bytes.Equal(got, want) && false {"},
+	{"compare skips the first byte", "if !bytes.Equal(got, want) {", "if !bytes.Equal(got[1:], want[1:]) {"},
 	{"compare against the wrong offset", "at := c.returned + int64(good)\n", "at := c.returned + int64(good)/2\n"},
 	{"compare up to goal, not sent", "if at == c.sent {", "if at == c.goal {"},
 	{"surplus ignored", "if at == c.sent {\n\t\t\treturn good, fmt", "if at == c.sent {\n\t\t\treturn len(p), nil\n\t\t\treturn good, fmt"},
