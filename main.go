@@ -570,15 +570,6 @@ func (c *conn) connectNext(err error) {
 	}
 }
 
-// startRound makes one more copy of the MESSAGEs due, and tries to send it.
-func (c *conn) startRound() {
-	c.round++
-	c.last = c.round == c.count
-	c.goal += int64(len(c.data))
-	c.began, c.due = c.now, c.after(c.every)
-	c.send()
-}
-
 // send writes until nothing is left or the kernel refuses bytes. A short count is a refusal: the
 // next write would only be told EAGAIN.
 func (c *conn) send() {
@@ -669,8 +660,12 @@ func (c *conn) advance() {
 	if c.state != exchanging {
 		return
 	}
-	if !c.last && c.due <= c.now && c.idle() {
-		c.startRound()
+	if !c.last && c.due <= c.now && c.idle() { // there is one more copy of the MESSAGEs to send
+		c.round++
+		c.last = c.round == c.count
+		c.goal += int64(len(c.data))
+		c.began, c.due = c.now, c.after(c.every)
+		c.send()
 	}
 	if c.last && c.idle() {
 		c.halfClose()
