@@ -454,9 +454,8 @@ func (c *conn) ready(r readiness) {
 	if r&readable != 0 { // first: data can precede the reset that a write would run into
 		c.receive()
 	}
-	if r&writable != 0 && c.state == exchanging {
+	if r&writable != 0 {
 		c.blocked = false
-		c.send()
 	}
 	c.advance()
 }
@@ -655,7 +654,7 @@ func (c *conn) verify(p []byte) (good int, wrong error) {
 	return good, nil
 }
 
-// advance takes the steps that the bytes moved have made possible.
+// advance takes the steps that have become possible.
 func (c *conn) advance() {
 	if c.state != exchanging {
 		return
@@ -665,8 +664,8 @@ func (c *conn) advance() {
 		c.last = c.round == c.count
 		c.goal += int64(len(c.data))
 		c.began, c.due = c.now, c.after(c.every)
-		c.send()
 	}
+	c.send()
 	if c.last && c.idle() {
 		c.halfClose()
 	}
@@ -784,7 +783,6 @@ func (in *input) deliver() {
 		c.finish(exitLocal, fmt.Errorf("standard input: %w", in.err))
 		return
 	}
-	c.send()
 	c.advance()
 	c.settle(c)
 }

@@ -51,7 +51,7 @@ var mutants = []mutant{
 	{"drain ends at once", "c.state, c.by = closing, c.after(drainTime)", "c.state, c.by = closing, c.now"},
 
 	// Readiness.
-	{"write interest kept", "c.blocked = false\n\t\tc.send()", "c.send()"},
+	{"write interest kept", "\tif r&writable != 0 {\n\t\tc.blocked = false\n\t}\n", ""},
 	{"write interest never", "\tcase c.blocked:\n\t\treturn readable | writable\n", ""},
 	{"write interest alone while bytes are refused", "return readable | writable", "return writable"},
 	{"read interest while connecting", "case c.state == connecting:\n\t\treturn writable", "case c.state == connecting:\n\t\treturn readable | writable"},
@@ -63,7 +63,7 @@ var mutants = []mutant{
 	{"settle forgotten after input", "\tc.advance()\n\tc.settle(c)\n", "\tc.advance()\n"},
 	{"write tried before the read", "if r&readable != 0 { // first", "if r&writable != 0 && c.state == exchanging {\n\t\tc.blocked = false\n\t\tc.send()\n\t\tr &^= writable\n\t}\n\tif r&readable != 0 { // first"},
 	{"both directions whatever came", "if r&readable != 0 { // first", "if true { // first"},
-	{"write after the read ended it", "if r&writable != 0 && c.state == exchanging {", "if r&writable != 0 {"},
+	{"write after the read ended it", "\tif c.state != exchanging {\n\t\treturn\n\t}\n\tif !c.last", "\tif c.state == connecting {\n\t\treturn\n\t}\n\tif !c.last"},
 
 	// Sockets.
 	{"closed while the poller has it", "\tif w.armed != 0 {\n\t\tw.poller.remove(w.sock)\n\t}\n\tw.net.close(w.sock)", "\tw.net.close(w.sock)\n\tif w.armed != 0 {\n\t\tw.poller.remove(w.sock)\n\t}"},
@@ -88,7 +88,7 @@ var mutants = []mutant{
 	{"short write taken for a whole one", "c.sent, c.tally.sent, c.now = c.sent+int64(n),", "c.sent, c.tally.sent, c.now = c.sent+int64(len(p)),"},
 	{"short write tried again at once", "if c.blocked = n < len(p); n > 0 {", "if c.blocked = n == 0; n > 0 {"},
 	{"would block is an error", "if err != nil && err != errWouldBlock {\n\t\t\tc.broken", "if err != nil {\n\t\t\tc.broken"},
-	{"a failed write ends all", "c.broken = described(\"write\", c.peer, err) // replies may still be readable", "c.fail(\"write\", err)"},
+	{"a failed write ends all", "c.broken = described(\"write\", c.peer, err) // replies may still be readable", "c.finish(exitExchange, described(\"write\", c.peer, err))"},
 	{"write after a failed one", "!c.blocked && c.broken == nil {", "!c.blocked {"},
 	{"a broken write forgotten", "err = cmp.Or(c.broken, described(\"read\", c.peer, err))", "err = described(\"read\", c.peer, err)"},
 
@@ -139,7 +139,7 @@ var mutants = []mutant{
 	{"input's failure is its end", "c.last = in.err == io.EOF;", "c.last = in.err != nil;"},
 	{"input's end ignored", "if c.last = in.err == io.EOF; in.err != nil && !c.last {", "if in.err != nil && in.err != io.EOF {"},
 	{"input delivered to a connection that is over", "if c.state != exchanging {\n\t\treturn\n\t}\n\tc.goal", "c.goal"},
-	{"input not sent until the next event", "\tc.send()\n\tc.advance()\n\tc.settle(c)\n", "\tc.advance()\n\tc.settle(c)\n"},
+	{"input not sent until the next event", "\tc.advance()\n\tc.settle(c)\n", "\tc.settle(c)\n"},
 	{"a loan never returned", "\tin.lent = false\n\tc.loans--\n", "\tin.lent = false\n"},
 
 	// The end.
