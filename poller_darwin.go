@@ -21,7 +21,7 @@ import (
 // kqueue is the poller: one kqueue and the user event in it.
 type kqueue struct {
 	kq     int
-	events []unix.Kevent_t
+	events [batchSize]unix.Kevent_t
 }
 
 func newPoller() (poller, error) {
@@ -73,34 +73,26 @@ func (p *kqueue) change(changes ...unix.Kevent_t) error {
 	}
 	for i := range changes[:n] {
 		receipt := &changes[i]
-		errno := unix.Errno(receipt.Data)
-		if errno == 0 || errno == unix.ENOENT {
-			continue // ENOENT: to be deleted, and never added; set does not remember which are in
+		// ENOENT: to be deleted, and never added; set does not remember which are in.
+		if errno := unix.Errno(receipt.Data); errno != 0 && errno != unix.ENOENT {
+			return fault("kevent", errno)
 		}
-		return fault("kevent", errno)
 	}
 	return nil
 }
 
-// wait: kevent(2). EINTR is a spurious return: the Go runtime signals its threads.
-func (p *kqueue) wait(events []event, ms int) (int, error) {
-	if len(p.events) < len(events) {
-		p.events = make([]unix.Kevent_t, len(events))
-	}
+// wait: kevent(2). EINTR, with n = -1, is a spurious return: the Go runtime signals its threads.
+func (p *kqueue) wait(events []event, ms int) (found int, err error) {
 	var timeout *unix.Timespec // nil: no limit
 	if ms >= 0 {
 		t := unix.NsecToTimespec(int64(ms) * int64(time.Millisecond))
 		timeout = &t
 	}
-	n, err := unix.Kevent(p.kq, nil, p.events[:len(events)], timeout)
-	if err != nil {
-		if err == unix.EINTR {
-			err = nil
-		}
+	n, err := unix.Kevent(p.kq, nil, p.events[:min(len(events), batchSize)], timeout)
+	if err != nil && err != unix.EINTR {
 		return 0, fault("kevent", err)
 	}
-	found := 0
-	for i := range p.events[:n] {
+	for i := range max(0, n) {
 		if ev := &p.events[i]; ev.Filter != unix.EVFILT_USER {
 			events[found] = event{socket(ev.Ident), folded(ev)}
 			found++
@@ -280,12 +272,10 @@ func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 
 func (system) read(s socket, p []byte) (int, error) {
 	n, err := unix.Read(int(s), p)
-	if n > 0 {
-		return n, nil
-	} else if err == nil {
+	if n == 0 && err == nil {
 		return 0, io.EOF
 	}
-	return 0, fault("read", err)
+	return max(0, n), fault("read", err)
 }
 
 func (system) write(s socket, p []byte) (int, error) {
@@ -293,13 +283,11 @@ func (system) write(s socket, p []byte) (int, error) {
 	return max(0, n), fault("write", err)
 }
 
-// closeWrite: ENOTCONN says that the peer's reset was faster.
 func (system) closeWrite(s socket) error {
-	err := unix.Shutdown(int(s), unix.SHUT_WR)
-	if err == unix.ENOTCONN {
-		return nil
+	if err := unix.Shutdown(int(s), unix.SHUT_WR); err != unix.ENOTCONN {
+		return fault("shutdown", err)
 	}
-	return fault("shutdown", err)
+	return nil // the peer's reset was faster
 }
 
 func (system) close(s socket) error { return fault("close", unix.Close(int(s))) }

@@ -22,7 +22,7 @@ import (
 // epoll is the poller: one epoll instance and the eventfd in it.
 type epoll struct {
 	epfd, wakefd int
-	events       []unix.EpollEvent
+	events       [batchSize]unix.EpollEvent
 }
 
 func newPoller() (poller, error) {
@@ -57,19 +57,12 @@ func (p *epoll) ctl(op int, s socket, want readiness) error {
 }
 
 // wait: epoll_wait(2). EINTR, with n = -1, is a spurious return: the Go runtime signals its threads.
-func (p *epoll) wait(events []event, ms int) (int, error) {
-	if len(p.events) < len(events) {
-		p.events = make([]unix.EpollEvent, len(events))
-	}
-	n, err := unix.EpollWait(p.epfd, p.events[:len(events)], ms)
-	if err != nil {
-		if err == unix.EINTR {
-			err = nil
-		}
+func (p *epoll) wait(events []event, ms int) (found int, err error) {
+	n, err := unix.EpollWait(p.epfd, p.events[:min(len(events), batchSize)], ms)
+	if err != nil && err != unix.EINTR {
 		return 0, fault("epoll_wait", err)
 	}
-	found := 0
-	for i := range p.events[:n] {
+	for i := range max(0, n) {
 		if ev := &p.events[i]; int(ev.Fd) == p.wakefd {
 			var count [8]byte
 			unix.Read(p.wakefd, count[:]) // sets the counter to 0; EAGAIN: it was
@@ -505,12 +498,10 @@ func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 
 func (system) read(s socket, p []byte) (int, error) {
 	n, err := unix.Read(int(s), p)
-	if n > 0 {
-		return n, nil
-	} else if err == nil {
+	if n == 0 && err == nil {
 		return 0, io.EOF
 	}
-	return 0, fault("read", err)
+	return max(0, n), fault("read", err)
 }
 
 func (system) write(s socket, p []byte) (int, error) {
@@ -518,13 +509,11 @@ func (system) write(s socket, p []byte) (int, error) {
 	return max(0, n), fault("write", err)
 }
 
-// closeWrite: ENOTCONN says that the peer's reset was faster.
 func (system) closeWrite(s socket) error {
-	err := unix.Shutdown(int(s), unix.SHUT_WR)
-	if err == unix.ENOTCONN {
-		return nil
+	if err := unix.Shutdown(int(s), unix.SHUT_WR); err != unix.ENOTCONN {
+		return fault("shutdown", err)
 	}
-	return fault("shutdown", err)
+	return nil // the peer's reset was faster
 }
 
 func (system) close(s socket) error { return fault("close", unix.Close(int(s))) }

@@ -338,13 +338,11 @@ func (system) write(s socket, p []byte) (int, error) {
 	return int(n), fault("wsasend", err)
 }
 
-// closeWrite: WSAENOTCONN says that the peer's reset was faster.
 func (system) closeWrite(s socket) error {
-	err := windows.Shutdown(windows.Handle(s), windows.SHUT_WR)
-	if err == windows.WSAENOTCONN {
-		return nil
+	if err := windows.Shutdown(windows.Handle(s), windows.SHUT_WR); err != windows.WSAENOTCONN {
+		return fault("shutdown", err)
 	}
-	return fault("shutdown", err)
+	return nil // the peer's reset was faster
 }
 
 func (system) close(s socket) error {
