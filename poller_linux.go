@@ -143,8 +143,9 @@ func eachLine(path string, f func(words []string)) {
 	if err != nil {
 		return
 	}
-	defer unix.Close(fd)
-	for lines := bufio.NewReaderSize(file(fd), 16<<10); ; {
+	file := os.NewFile(uintptr(fd), path)
+	defer file.Close()
+	for lines := bufio.NewReaderSize(file, 16<<10); ; {
 		line, _, err := lines.ReadLine()
 		if err != nil {
 			return
@@ -156,17 +157,13 @@ func eachLine(path string, f func(words []string)) {
 	}
 }
 
-// file is a descriptor as an io.Reader.
-type file int
-
-func (f file) Read(p []byte) (int, error) { return system{}.read(socket(f), p) }
-
 // dns asks for each name that host can stand for until one exists, and each server in turn. None may
 // take all the time: the next one needs some, and so does connecting.
 func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, error) {
 	var servers []netip.AddrPort
 	names, absolute := []string{strings.TrimSuffix(host, ".")}, strings.HasSuffix(host, ".")
 	ndots, timeout, attempts := 1, 5, 2
+	options := map[string]*int{"ndots": &ndots, "timeout": &timeout, "attempts": &attempts}
 	eachLine(r.conf, func(words []string) {
 		a, err := netip.ParseAddr(words[min(1, len(words)-1)])
 		switch {
@@ -177,14 +174,8 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 		case words[0] == "options":
 			for _, w := range words[1:] {
 				option, value, _ := strings.Cut(w, ":")
-				n, _ := strconv.ParseUint(value, 10, 8)
-				switch option {
-				case "ndots":
-					ndots = int(n)
-				case "timeout":
-					timeout = max(1, int(n))
-				case "attempts":
-					attempts = max(1, int(n))
+				if n, _ := strconv.ParseUint(value, 10, 8); options[option] != nil {
+					*options[option] = int(n)
 				}
 			}
 		}
@@ -202,13 +193,13 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 	}
 	outcome := errNoName
 	for _, name := range names {
-		for i := range attempts * len(servers) {
+		for i := range max(1, attempts) * len(servers) {
 			left, server := time.Until(deadline), servers[i%len(servers)]
 			if left <= 0 {
 				return nil, errTimedOut
 			}
 			share := max(min(time.Second, left/2), left/time.Duration(len(servers)-i%len(servers)+1))
-			share = min(left, share, time.Duration(timeout)*time.Second)
+			share = min(left, share, time.Duration(max(1, timeout))*time.Second)
 			addrs, err := exchange(server, name, family, time.Now().Add(share))
 			if err == nil {
 				return addrs, nil
@@ -343,17 +334,14 @@ func parseAnswer(msg, query []byte) (addrs []netip.Addr, err error) {
 
 // skipName returns what follows the name at the start of b, nil if it does not end.
 func skipName(b []byte) []byte {
-	for len(b) > 0 {
-		switch n := int(b[0]); {
-		case n == 0:
-			return b[1:]
-		case n >= 0xc0 && len(b) >= 2: // a pointer ends a name, section 4.1.4
-			return b[2:]
-		case n > 63 || n >= len(b):
-			return nil
-		default:
-			b = b[1+n:]
-		}
+	for len(b) > 0 && 0 < b[0] && b[0] < 64 {
+		b = b[min(len(b), 1+int(b[0])):]
+	}
+	switch {
+	case len(b) >= 1 && b[0] == 0:
+		return b[1:]
+	case len(b) >= 2 && b[0] >= 0xc0: // a pointer ends a name, section 4.1.4
+		return b[2:]
 	}
 	return nil
 }
