@@ -35,26 +35,21 @@ func newPoller() (poller, error) {
 	return p, p.change(filter(0, unix.EVFILT_USER, unix.EV_ADD|unix.EV_CLEAR))
 }
 
-func (p *kqueue) add(s socket, want readiness) error    { return p.set(s, want, 0) }
-func (p *kqueue) modify(s socket, want readiness) error { return p.set(s, want, ^want) }
-func (p *kqueue) remove(s socket) error                 { return p.set(s, 0, readable|writable) }
+func (p *kqueue) add(s socket, want readiness) error { return p.modify(s, want) }
+func (p *kqueue) remove(s socket) error              { return p.modify(s, 0) }
 
-// set adds the filters of want and deletes those of unwanted. A socket has two filters, not one
-// with a mask: their names are negative numbers, which OR-ed would name a third filter. To add one
-// that is there changes nothing.
-func (p *kqueue) set(s socket, want, unwanted readiness) error {
+// modify adds the filters of want and deletes the others. A socket has two filters, not one with a
+// mask: their names are negative numbers, which OR-ed would name a third filter. To add one that is
+// there changes nothing, and to delete one that is not is no failure to change.
+func (p *kqueue) modify(s socket, want readiness) error {
 	var changes [2]unix.Kevent_t
-	n := 0
 	for i, of := range [...]int{unix.EVFILT_READ, unix.EVFILT_WRITE} {
+		changes[i] = filter(s, of, unix.EV_DELETE)
 		if want&(readable<<i) != 0 {
-			changes[n] = filter(s, of, unix.EV_ADD)
-			n++
-		} else if unwanted&(readable<<i) != 0 {
-			changes[n] = filter(s, of, unix.EV_DELETE)
-			n++
+			changes[i] = filter(s, of, unix.EV_ADD)
 		}
 	}
-	return p.change(changes[:n]...)
+	return p.change(changes[:]...)
 }
 
 // filter is a change of one filter. EV_RECEIPT asks for an answer to it, success included, and
@@ -73,7 +68,7 @@ func (p *kqueue) change(changes ...unix.Kevent_t) error {
 	}
 	for i := range changes[:n] {
 		receipt := &changes[i]
-		// ENOENT: to be deleted, and never added; set does not remember which are in.
+		// ENOENT: to be deleted, and never added; modify does not remember which are in.
 		if errno := unix.Errno(receipt.Data); errno != 0 && errno != unix.ENOENT {
 			return fault("kevent", errno)
 		}

@@ -163,19 +163,22 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 	var servers []netip.AddrPort
 	names, absolute := []string{strings.TrimSuffix(host, ".")}, strings.HasSuffix(host, ".")
 	ndots, timeout, attempts := 1, 5, 2
-	options := map[string]*int{"ndots": &ndots, "timeout": &timeout, "attempts": &attempts}
+	numbers := map[string]*int{"ndots": &ndots, "timeout": &timeout, "attempts": &attempts}
 	eachLine(r.conf, func(words []string) {
 		a, err := netip.ParseAddr(words[min(1, len(words)-1)])
 		switch {
 		case words[0] == "nameserver" && err == nil && len(servers) < 3 && printable(a.Zone()) == a.Zone():
 			servers = append(servers, netip.AddrPortFrom(a.Unmap(), r.port))
-		case words[0] == "domain" || words[0] == "search":
-			names = append(names[:1], words[1:]...)
+		case (words[0] == "domain" || words[0] == "search") && !absolute:
+			names = names[:1]
+			for _, domain := range words[1:] {
+				names = append(names, names[0]+"."+strings.Trim(domain, "."))
+			}
 		case words[0] == "options":
 			for _, w := range words[1:] {
 				option, value, _ := strings.Cut(w, ":")
-				if n, _ := strconv.ParseUint(value, 10, 8); options[option] != nil {
-					*options[option] = int(n)
+				if n, _ := strconv.ParseUint(value, 10, 8); numbers[option] != nil {
+					*numbers[option] = int(n)
 				}
 			}
 		}
@@ -183,12 +186,7 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 	if servers == nil {
 		servers = append(servers, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), r.port))
 	}
-	for i, domain := range names[1:] {
-		names[1+i] = names[0] + "." + strings.Trim(domain, ".")
-	}
-	if absolute {
-		names = names[:1]
-	} else if strings.Count(host, ".") < ndots {
+	if strings.Count(host, ".") < ndots {
 		names = append(names[1:], names[0])
 	}
 	outcome := errNoName
@@ -308,11 +306,11 @@ func parseAnswer(msg, query []byte) (addrs []netip.Addr, err error) {
 	rest, truncated := msg[n:], msg[2]&2 != 0
 	for range int(msg[6])<<8 | int(msg[7]) {
 		rest = skipName(rest) // then type, class, TTL, length, data: section 4.1.3
-		size := 0
-		if len(rest) >= 10 {
-			size = 10 + (int(rest[8])<<8 | int(rest[9]))
+		size := 10
+		if len(rest) >= size {
+			size += int(rest[8])<<8 | int(rest[9])
 		}
-		if size == 0 || len(rest) < size {
+		if len(rest) < size {
 			if !truncated {
 				return nil, errors.New("malformed answer")
 			}
