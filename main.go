@@ -305,8 +305,7 @@ func (l *loop) post(f func()) {
 // deliver calls what has been posted.
 func (l *loop) deliver() {
 	for range len(l.mail) {
-		f := <-l.mail
-		f()
+		(<-l.mail)()
 	}
 }
 
@@ -525,7 +524,7 @@ func (c *conn) connected() error {
 	if err == nil && local == peer {
 		// Without a listener, a connect whose ephemeral port is the port it asks for meets itself
 		// (RFC 9293 section 3.5, simultaneous open): a perfect, false echo.
-		return errSelfConnect
+		return fmt.Errorf("%w (connected to itself)", errRefused)
 	} else if err != nil && err != errReset {
 		return err
 	}
@@ -1201,7 +1200,6 @@ var (
 	errNoAddress    = errors.New("cannot assign requested address")
 	errTooManyFiles = errors.New("too many open files")
 	errNoName       = errors.New("no such name") // resolve's
-	errSelfConnect  = fmt.Errorf("%w (connected to itself)", errRefused)
 )
 
 var (

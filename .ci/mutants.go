@@ -151,7 +151,7 @@ var mutants = []mutant{
 	{"sockets left open", "for len(l.machines) > 0 {", "for false {"},
 	{"wake-up after the end", "if !l.closed {", "if true {"},
 	{"mail without a wake-up", "\t\tl.poller.wake()\n", ""},
-	{"mail delivered twice", "\t\tf := <-l.mail\n\t\tf()\n", "\t\tf := <-l.mail\n\t\tf()\n\t\tf()\n"},
+	{"mail delivered twice", "\t\t(<-l.mail)()\n", "\t\tf := <-l.mail\n\t\tf()\n\t\tf()\n"},
 
 	// The server.
 	{"a failing accept does not pause", "s.paused, s.silent = s.after(acceptPause), s.after(time.Minute)", "s.silent = s.after(time.Minute)"},
