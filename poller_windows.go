@@ -41,17 +41,14 @@ const (
 // here and every wait costs O(N). WSAPoll does too, and before Windows 10 2004 it reports no failed
 // connect (Windows Server 2016 and 2019).
 type selector struct {
-	watched             map[socket]watching
-	wakeSock            socket
-	reads, writes, fail fdSet
+	watched  map[socket]readiness
+	wakeSock socket
+	sets     [3]fdSet // of readable, writable and failing
 }
 
-// watching is what a socket is watched for. Only while it connects is its failure asked for too:
-// added for writability alone, and not modified since.
-type watching struct {
-	want       readiness
-	connecting bool
-}
+// failing is what a socket is watched for too while it connects: added for writability alone, and
+// not modified since.
+const failing = writable << 1
 
 // fdSet is the fd_set of winsock2.h: a u_int count, padded to a word, then that many SOCKETs, each
 // a word. FD_SETSIZE only sizes the array of C's declaration; select looks at the count.
@@ -85,37 +82,31 @@ func newPoller() (poller, error) {
 		windows.Closesocket(windows.Handle(s))
 		return nil, err
 	}
-	return &selector{watched: make(map[socket]watching), wakeSock: s}, nil
+	return &selector{watched: make(map[socket]readiness), wakeSock: s}, nil
 }
 
 func (p *selector) add(s socket, want readiness) error {
-	p.watched[s] = watching{want, want == writable}
-	return nil
+	if want == writable {
+		want |= failing
+	}
+	return p.modify(s, want)
 }
 
-func (p *selector) modify(s socket, want readiness) error {
-	p.watched[s] = watching{want, false}
-	return nil
-}
-
-func (p *selector) remove(s socket) error { delete(p.watched, s); return nil }
+func (p *selector) modify(s socket, want readiness) error { p.watched[s] = want; return nil }
+func (p *selector) remove(s socket) error                 { delete(p.watched, s); return nil }
 
 // wait: select changes its sets, so they are filled anew for each call. Without any socket it would
 // fail; the one that wakes is always there.
 func (p *selector) wait(events []event, ms int) (int, error) {
-	p.reads.clear()
-	p.writes.clear()
-	p.fail.clear()
-	p.reads.put(p.wakeSock)
-	for s, w := range p.watched { // in random order: none is always beyond the end of events
-		if w.want&readable != 0 {
-			p.reads.put(s)
-		}
-		if w.want&writable != 0 {
-			p.writes.put(s)
-		}
-		if w.connecting {
-			p.fail.put(s)
+	for i := range p.sets {
+		p.sets[i].clear()
+	}
+	p.sets[0].put(p.wakeSock)
+	for s, want := range p.watched { // in random order: none is always beyond the end of events
+		for i := range p.sets {
+			if want&(readable<<i) != 0 {
+				p.sets[i].put(s)
+			}
 		}
 	}
 	var timeout *windows.Timeval // nil: no limit
@@ -124,8 +115,8 @@ func (p *selector) wait(events []event, ms int) (int, error) {
 	}
 	// The first argument is ignored. What the others point to stays alive and in its place for the
 	// call. LazyProc.Call would allocate, on each turn of the loop.
-	n, _, errno := syscall.SyscallN(procSelect.Addr(), 0, uintptr(unsafe.Pointer(&p.reads[0])),
-		uintptr(unsafe.Pointer(&p.writes[0])), uintptr(unsafe.Pointer(&p.fail[0])), uintptr(unsafe.Pointer(timeout)))
+	n, _, errno := syscall.SyscallN(procSelect.Addr(), 0, uintptr(unsafe.Pointer(&p.sets[0][0])),
+		uintptr(unsafe.Pointer(&p.sets[1][0])), uintptr(unsafe.Pointer(&p.sets[2][0])), uintptr(unsafe.Pointer(timeout)))
 	if int32(n) < 0 {
 		return 0, fault("select", errno)
 	} else if n == 0 {
@@ -137,7 +128,7 @@ func (p *selector) wait(events []event, ms int) (int, error) {
 // folded turns the sets into events. Failure to connect has a set of its own and is, to the loop, an
 // end of connecting: writable. A socket can be in two sets and is then two events.
 func (p *selector) folded(events []event) (found int) {
-	for i, set := range []fdSet{p.reads, p.writes, p.fail} {
+	for i, set := range p.sets {
 		for _, s := range set.members() {
 			if socket(s) == p.wakeSock {
 				var p1 [1]byte
