@@ -465,12 +465,8 @@ func (system) connect(s socket, to netip.AddrPort) error {
 // connectResult: SO_ERROR is cleared by being read. 0 can also mean that connect is still at it,
 // and then there is no peer yet.
 func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
-	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
-	if err == nil && errno != 0 {
-		err = unix.Errno(errno)
-	}
-	if err != nil {
-		return local, peer, fault("connect", err)
+	if errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR); err != nil || errno != 0 {
+		return local, peer, fault("connect", cmp.Or[error](err, unix.Errno(errno)))
 	}
 	to, err := unix.Getpeername(int(s))
 	if err == unix.ENOTCONN || err == unix.EINVAL { // EINVAL: macOS

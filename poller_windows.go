@@ -294,12 +294,8 @@ func (system) connect(s socket, to netip.AddrPort) error {
 
 // connectResult: 0 can also mean that connect is still at it, and then there is no peer yet.
 func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
-	errno, err := windows.GetsockoptInt(windows.Handle(s), windows.SOL_SOCKET, soError)
-	if err == nil && errno != 0 {
-		err = windows.Errno(errno)
-	}
-	if err != nil {
-		return local, peer, fault("connect", err)
+	if errno, err := windows.GetsockoptInt(windows.Handle(s), windows.SOL_SOCKET, soError); err != nil || errno != 0 {
+		return local, peer, fault("connect", cmp.Or[error](err, windows.Errno(errno)))
 	}
 	to, err := windows.Getpeername(windows.Handle(s))
 	if err == windows.WSAENOTCONN {
