@@ -66,8 +66,7 @@ func (p *kqueue) change(changes ...unix.Kevent_t) error {
 	if err != nil {
 		return fault("kevent", err)
 	}
-	for i := range changes[:n] {
-		receipt := &changes[i]
+	for _, receipt := range changes[:n] {
 		// ENOENT: to be deleted, and never added; modify does not remember which are in.
 		if errno := unix.Errno(receipt.Data); errno != 0 && errno != unix.ENOENT {
 			return fault("kevent", errno)
