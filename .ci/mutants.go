@@ -118,6 +118,7 @@ var mutants = []mutant{
 	{"half-close before the end of input", "if c.last && c.idle() {", "if (c.last || c.until == \"eof\") && c.idle() {"},
 	{"half-close before all is sent", "if c.last && c.idle() {", "if c.last && (c.idle() || c.until == \"eof\" && !c.finSent && c.broken == nil) {"},
 	{"half-close twice", "c.goal && !c.finSent && c.broken == nil\n", "c.goal && c.broken == nil\n"},
+	{"half-close or a round after a broken write", "!c.finSent && c.broken == nil\n", "!c.finSent\n"},
 	{"half-close failed and forgotten", "c.broken = described(\"shutdown\", c.peer, err)", "_ = err"},
 	{"done when all is sent", "return c.settled() == c.goal", "return c.sent == c.goal"},
 	{"done before the last round", "c.last = c.round == c.count", "c.last = c.round >= c.count-1"},
