@@ -157,8 +157,8 @@ func eachLine(path string, f func(words []string)) {
 	}
 }
 
-// dns asks for each name that host can stand for until one exists, and each server in turn. None may
-// take all the time: the next one needs some, and so does connecting.
+// dns asks for each name that host can stand for until one exists, and each server in turn until one
+// knows. None but the last may take all the time: the next one needs some, and so does connecting.
 func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, error) {
 	var servers []netip.AddrPort
 	names, absolute := []string{strings.TrimSuffix(host, ".")}, strings.HasSuffix(host, ".")
@@ -190,22 +190,29 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 		names = append(names[1:], names[0])
 	}
 	outcome := errNoName
-	for _, name := range names {
-		for i := range max(1, attempts) * len(servers) {
-			left, server := time.Until(deadline), servers[i%len(servers)]
+	for n, name := range names {
+		var failure error // of the servers asked for it, if none knows
+		tries := max(1, attempts) * len(servers)
+		for i := range tries {
+			server, left := servers[i%len(servers)], time.Until(deadline)
 			if left <= 0 {
 				return nil, errTimedOut
 			}
-			share := max(min(time.Second, left/2), left/time.Duration(len(servers)-i%len(servers)+1))
-			share = min(left, share, time.Duration(max(1, timeout))*time.Second)
+			share := left
+			if i+1 < tries || n+1 < len(names) {
+				share = (left - min(time.Second, left/2)) / time.Duration(len(servers)-i%len(servers))
+			}
+			share = min(share, time.Duration(max(1, timeout))*time.Second)
 			addrs, err := exchange(server, name, family, time.Now().Add(share))
 			if err == nil {
 				return addrs, nil
 			} else if err == errNoName {
+				failure = nil
 				break
 			}
-			outcome = fmt.Errorf("name server %v: %w", server, err)
+			failure = fmt.Errorf("name server %v: %w", server, err)
 		}
+		outcome = cmp.Or(failure, outcome)
 	}
 	return nil, outcome
 }

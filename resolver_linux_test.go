@@ -385,6 +385,51 @@ func TestServers(t *testing.T) {
 			t.Errorf("%q, %v; the second one was asked for %v", addrs, err, second.questions())
 		}
 	})
+	t.Run("a name that only the second knows not to exist", func(t *testing.T) {
+		t.Parallel()
+		for _, failure := range []func(question) [][]byte{silence, func(q question) [][]byte { return [][]byte{q.reply(2)} }} {
+			first := newNameServer(t, "127.0.0.1", 0, failure)
+			newNameServer(t, "127.0.0.2", first.port(), func(q question) [][]byte { return [][]byte{q.reply(3)} })
+			r := files(t, "", "nameserver 127.0.0.1\nnameserver 127.0.0.2\n", first.port())
+			if addrs, err := look(t, r, "name.test", "ip", 4*time.Second); err != errNoName {
+				t.Errorf("%q, %v", addrs, err)
+			}
+		}
+	})
+	t.Run("a search name that nobody knows about, and one that does not exist", func(t *testing.T) {
+		t.Parallel()
+		s := newNameServer(t, "127.0.0.1", 0, func(q question) [][]byte {
+			if q.name == "name.one.test" {
+				return [][]byte{q.reply(2)}
+			}
+			return [][]byte{q.reply(3)}
+		})
+		r := files(t, "", "nameserver 127.0.0.1\nsearch one.test\n", s.port())
+		if addrs, err := look(t, r, "name", "ip", 4*time.Second); err == nil || !strings.Contains(err.Error(), "response code 2") {
+			t.Errorf("%q, %v", addrs, err)
+		}
+	})
+	t.Run("one that is slow", func(t *testing.T) {
+		t.Parallel()
+		s := newNameServer(t, "127.0.0.1", 0, func(q question) [][]byte {
+			if q.turn == 0 {
+				time.Sleep(2 * time.Second)
+			}
+			return hasBoth(q)
+		})
+		if addrs, err := look(t, files(t, "", "nameserver 127.0.0.1\n", s.port()), "name.test", "ip", 3500*time.Millisecond); err != nil {
+			t.Errorf("%q, %v", addrs, err)
+		}
+	})
+	t.Run("none that answers, for all the time there is", func(t *testing.T) {
+		t.Parallel()
+		s := newNameServer(t, "127.0.0.1", 0, silence)
+		start := time.Now()
+		addrs, err := look(t, files(t, "", "nameserver 127.0.0.1\n", s.port()), "name.test", "ip", time.Second)
+		if took := time.Since(start); took < time.Second || !errors.Is(err, errTimedOut) || !strings.Contains(err.Error(), "127.0.0.1") {
+			t.Errorf("%q, %v, after %v", addrs, err, took)
+		}
+	})
 	t.Run("the fourth is not asked", func(t *testing.T) {
 		t.Parallel()
 		fourth := newNameServer(t, "127.0.0.1", 0, hasBoth)
