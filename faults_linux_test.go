@@ -827,6 +827,28 @@ func TestFaultIdle(t *testing.T) {
 }
 
 // TestFaultCollector: a server without descriptors survives its garbage collector, whose timers want
+// TestFaultFewDescriptors: whatever the limit is, descriptors that do not suffice are a local failure.
+func TestFaultFewDescriptors(t *testing.T) {
+	t.Parallel()
+	faultRig(t)
+	at, port := serve(t, "127.0.0.1:0", echoes)
+	ended := map[int]int{}
+	for limit := 5; limit < 17; limit++ {
+		wanting := "too many open files (the limit is " + strconv.Itoa(limit) + ")"
+		for _, args := range [][]string{{"127.0.0.1", port, "x"}, {"-n", "2", "127.0.0.1", port, "x"}, {"-serve", "127.0.0.1", port}} {
+			// The server finds its port taken, if it comes that far.
+			r := command(t, "1", limited(limit), args...).start(t).end(t)
+			ended[r.status]++
+			if r.status != 0 && (r.status != 6 || !strings.Contains(r.stderr, wanting) && !strings.Contains(r.stderr, "echomux: listen "+at+": ")) {
+				t.Errorf("%q with %d descriptors: status %d: %s", args, limit, r.status, tail(r.stderr))
+			}
+		}
+	}
+	if ended[0] < 5 || ended[6] < 15 {
+		t.Errorf("exit statuses and how many of them: %v", ended)
+	}
+}
+
 // one. Clients that stop reading and go on make it garbage.
 func TestFaultCollector(t *testing.T) {
 	t.Parallel()

@@ -30,6 +30,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -69,14 +70,18 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	p, err := newPoller()
+	if err == nil && (o.serve || o.n > 1) {
+		// These can run out of descriptors. The Go runtime makes a poller of its own when it first sets
+		// a timer, say for the collector's, and dies if it cannot: let it, now, if there is room for one.
+		var room poller
+		if room, err = newPoller(); err == nil {
+			room.close()
+			time.Sleep(time.Nanosecond)
+		}
+	}
 	if err != nil {
 		fmt.Fprintf(stderr, "echomux: %v\n", err)
 		return exitLocal
-	}
-	if o.serve || o.n > 1 {
-		// These can run out of descriptors. The Go runtime makes a poller of its own when it first sets
-		// a timer, say for the collector's, and dies if it cannot: let it, now.
-		time.Sleep(time.Nanosecond)
 	}
 	start := time.Now()
 	l := newLoop(o, p, system{}, func() time.Duration { return time.Since(start) })
@@ -89,8 +94,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 }
 
 // catchSignals makes the first SIGINT or SIGTERM end the loop and the second one the program, at
-// once, also where the loop is stuck: a standard output that nobody reads stops it. One that was
-// ignored at start (nohup, a shell's background job) stays ignored.
+// once, also where the loop is stuck: a standard output that nobody reads stops it. A SIGINT that was
+// ignored at start (a shell's background job) stays ignored. Of SIGTERM that cannot be known: the Go
+// runtime has put its own handler in place, and forgets what was there (os/signal, SIGHUP and SIGINT).
 func (l *loop) catchSignals() {
 	signal.Ignore(sigPipe) // a closed standard output is an error to report, not a silent death
 	status, caught := map[os.Signal]int{os.Interrupt: 130, sigTerm: 143}, make(chan os.Signal, 2)
@@ -590,6 +596,9 @@ func (c *conn) send() {
 // receive reads once; level triggering reports what is left. Only a read of 0 bytes is EOF.
 func (c *conn) receive() {
 	n, err := c.net.read(c.sock, c.buf)
+	if err == io.EOF && c.in != nil {
+		c.goal = c.in.total.Load() // what was read by now had to be sent, delivered or not
+	}
 	switch {
 	case err == errWouldBlock:
 	case err == nil:
@@ -740,18 +749,20 @@ func (r ring) piece(from, to int64) []byte {
 // input is standard input on its way into a connection's ring. A goroutine reads it, because files
 // and consoles cannot be polled everywhere, and O_NONBLOCK would stay behind in the user's shell.
 type input struct {
-	conn *conn
-	lend chan []byte
-	lent bool
-	n    int // this and err are the goroutine's while a slice is lent, else the loop's
-	err  error
+	conn  *conn
+	lend  chan []byte
+	lent  bool
+	total atomic.Int64 // bytes read
+	err   error        // the goroutine's while a slice is lent, else the loop's
 }
 
 // readAll fills each slice it is lent with one read.
 func (in *input) readAll(r io.Reader) {
 	deliver := in.deliver // made once: it is an allocation
 	for p := range in.lend {
-		in.n, in.err = r.Read(p)
+		n, err := r.Read(p)
+		in.total.Add(int64(n))
+		in.err = err
 		in.conn.post(deliver)
 	}
 }
@@ -774,10 +785,7 @@ func (in *input) deliver() {
 	c := in.conn
 	in.lent = false
 	c.loans--
-	if c.state != exchanging {
-		return
-	}
-	c.goal += int64(in.n)
+	c.goal = in.total.Load()
 	if c.last = in.err == io.EOF; in.err != nil && !c.last {
 		c.finish(exitLocal, fmt.Errorf("standard input: %w", in.err))
 		return
@@ -1095,7 +1103,11 @@ func (l *loop) report() int {
 	} else if l.quiet && status == exitOK {
 		return status
 	}
-	place := cmp.Or(t.place, l.served.place, fmt.Sprintf("%s:%d", printable(l.host), l.port))
+	host := printable(l.host)
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	place := cmp.Or(t.place, l.served.place, fmt.Sprintf("%s:%d", host, l.port))
 	line, whole, taken := place+cmp.Or(interrupted, " ok"), l.n > 1 || t.failed == 0, "sent"
 	switch {
 	case l.serve && whole:

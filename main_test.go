@@ -850,6 +850,9 @@ func TestManyRefused(t *testing.T) {
 	at, port := closedPort(t)
 	echomux(t, nil, "-n", "7", "127.0.0.1", port, "hello").
 		want(t, 3, at, `echomux: connect A: connection refused \(7 connections\)\nechomux: A ok=0 failed=7 sent=0 returned=0`)
+	port = port0(t)
+	echomux(t, nil, "-n", "2", "::1", port, "hello").
+		want(t, 3, "[::1]:"+port, `echomux: connect A: .+ \(2 connections\)\nechomux: A ok=0 failed=2 sent=0 returned=0`)
 }
 
 func TestQuiet(t *testing.T) {

@@ -133,10 +133,9 @@ type simInput struct {
 	delay      func() time.Duration
 	ended      bool // EOF or failure was handed over
 	err        error
-	withEOF    bool  // the last bytes and EOF come together
-	over       bool  // the channel is closed
-	postedWait int   // when the last bytes were handed over, and
-	posted     int64 // how many
+	withEOF    bool // the last bytes and EOF come together
+	over       bool // the channel is closed
+	postedWait int  // when the last bytes were handed over
 }
 
 // simOutput is standard output.
@@ -266,13 +265,10 @@ func (r *trail) needless() int64 {
 	return r.sent
 }
 
-// toSend is how much there is to be sent; what the reader of standard input has posted since the
-// last wait comes after this turn's events.
+// toSend is how much there is to be sent.
 func (r *trail) toSend() int64 {
 	if r.o.block != nil {
 		return r.goal
-	} else if r.inp.postedWait == r.k.waits {
-		return r.inp.given - r.inp.posted
 	}
 	return r.inp.given
 }
@@ -642,7 +638,8 @@ func (s *simulation) readInput() {
 	n := int(min(int64(len(p)), i.total-i.given, int64(1+k.upTo(i.most))))
 	s.src.fill(p[:n], i.given)
 	i.given += int64(n)
-	i.in.n, i.in.err = n, nil
+	i.in.total.Store(i.given)
+	i.in.err = nil
 	if i.given == i.total && (n == 0 || i.withEOF) {
 		i.ended = true
 		if i.in.err = io.EOF; i.err != nil {
@@ -650,7 +647,7 @@ func (s *simulation) readInput() {
 		}
 	}
 	k.logf("standard input: %d, %v", n, i.in.err)
-	i.postedWait, i.posted = k.waits, int64(n)
+	i.postedWait = k.waits
 	k.credit++
 	s.l.post(i.in.deliver)
 }

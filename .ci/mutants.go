@@ -136,10 +136,10 @@ var mutants = []mutant{
 	{"a loan after the end of input", "c.in.lent || c.last ||", "c.in.lent ||"},
 	{"a loan after a broken write", "|| c.last || c.broken != nil {", "|| c.last {"},
 	{"no loan across the ring's end", "if len(p) >= loanSize || len(p) > 0 && (c.goal+int64(len(p)))%ringSize == 0 {", "if len(p) >= loanSize {"},
-	{"input's bytes with its end lost", "\tc.goal += int64(in.n)\n", "\tif in.err == nil {\n\t\tc.goal += int64(in.n)\n\t}\n"},
+	{"input's bytes with its end lost", "\tc.goal = in.total.Load()\n", "\tif in.err == nil {\n\t\tc.goal = in.total.Load()\n\t}\n"},
 	{"input's failure is its end", "c.last = in.err == io.EOF;", "c.last = in.err != nil;"},
 	{"input's end ignored", "if c.last = in.err == io.EOF; in.err != nil && !c.last {", "if in.err != nil && in.err != io.EOF {"},
-	{"input delivered to a connection that is over", "if c.state != exchanging {\n\t\treturn\n\t}\n\tc.goal", "c.goal"},
+	{"input on its way at the EOF forgotten", "c.goal = c.in.total.Load() // what", "// what"},
 	{"input not sent until the next event", "\tc.advance()\n\tc.settle(c)\n", "\tc.settle(c)\n"},
 	{"a loan never returned", "\tin.lent = false\n\tc.loans--\n", "\tin.lent = false\n"},
 
@@ -213,7 +213,7 @@ func main() {
 			fail("%v", err)
 		}
 		start := time.Now()
-		cmd := exec.Command("go", "test", "-vet=off", "-count=1", "-timeout=30s", "-overlay="+overlay, "-run=^TestSim", ".")
+		cmd := exec.Command("go", "test", "-vet=off", "-count=1", "-timeout=30s", "-overlay="+overlay, "-run=^(TestSim|FuzzSim)", ".")
 		out, err := cmd.CombinedOutput()
 		reason, same := equivalent[m.name]
 		switch {
