@@ -200,7 +200,8 @@ func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, er
 			}
 			share := left
 			if i+1 < tries || n+1 < len(names) {
-				share = (left - min(time.Second, left/2)) / time.Duration(len(servers)-i%len(servers))
+				some := min(time.Second, left/2)
+				share = max(some, (left-some)/time.Duration(len(servers)-i%len(servers)))
 			}
 			share = min(share, time.Duration(max(1, timeout))*time.Second)
 			addrs, err := exchange(server, name, family, time.Now().Add(share))
