@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -82,12 +83,17 @@ func needSignals(t testing.TB) {
 	}
 }
 
-// port0 is a port that is free in both families. The kernel's own choice, once closed, could be the
-// next test's before a process has started; it is never one of these.
+// lastPort counts from anywhere, so that two runs of the tests at one time hardly meet.
+var lastPort atomic.Int64
+
+func init() { lastPort.Store(rand.Int64N(10_000)) }
+
+// port0 is a port that is free in both families and no other test's. The kernel's own choice, once
+// closed, could be the next test's before a process has started; it is never one of these.
 func port0(t testing.TB) string {
 	t.Helper()
 	for range 100 {
-		port := strconv.Itoa(10_000 + rand.IntN(10_000))
+		port := strconv.FormatInt(10_000+lastPort.Add(1)%10_000, 10)
 		a, err := net.Listen("tcp", "127.0.0.1:"+port)
 		if err != nil {
 			continue
