@@ -36,7 +36,6 @@ func newPoller() (poller, error) {
 }
 
 func (p *kqueue) add(s socket, want readiness) error { return p.modify(s, want) }
-func (p *kqueue) remove(s socket) error              { return p.modify(s, 0) }
 
 // modify adds the filters of want and deletes the others. A socket has two filters, not one with a
 // mask: their names are negative numbers, which OR-ed would name a third filter. To add one that is
@@ -51,6 +50,8 @@ func (p *kqueue) modify(s socket, want readiness) error {
 	}
 	return p.change(changes[:]...)
 }
+
+func (p *kqueue) remove(s socket) error { return p.modify(s, 0) }
 
 // filter is a change of one filter. EV_RECEIPT asks for an answer to it, success included, and
 // keeps kevent from returning events that only wait may take.
