@@ -139,14 +139,3 @@ func TestFiles(t *testing.T) {
 		}
 	}
 }
-
-// TestBudgets: what is read as a whole has to be short, comments included. The budgets are ratchets:
-// they come down with the files, and a feature that needs more lines finds them in the same file.
-func TestBudgets(t *testing.T) {
-	t.Parallel()
-	for name, budget := range map[string]int{"main.go": 1222, "poller_linux.go": 541, "poller_darwin.go": 316, "poller_windows.go": 382} {
-		if n := strings.Count(source(t, name), "\n"); n > budget {
-			t.Errorf("%s has %d lines, its budget is %d", name, n, budget)
-		}
-	}
-}

@@ -20,6 +20,7 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math"
@@ -948,21 +949,14 @@ exit status: 0 every connection did its whole job; 1 the exchange went wrong; 2 
 
 // parse checks the command line. Its errors name the word that is wrong.
 func parse(args []string) (o options, err error) {
-	var four, six bool
-	o = options{connectTimeout: 3500 * time.Millisecond, ioTimeout: 5500 * time.Millisecond, until: "echo", n: 1, count: 1}
-	words, err := parseFlags(args, map[string]any{
-		"connect-timeout": &o.connectTimeout, "io-timeout": &o.ioTimeout, "every": &o.every, "until": &o.until,
-		"n": &o.n, "count": &o.count, "4": &four, "6": &six, "v": &o.verbose, "q": &o.quiet, "serve": &o.serve,
-		"h": &o.help, "help": &o.help,
-	})
+	words, err := parseFlags(args, &o)
 	if err != nil || o.help {
 		return o, err
 	}
-	o.family = map[bool]string{true: "ip", four: "ip4", six: "ip6"}[true]
 	switch {
 	case len(words) == 0 && !o.serve:
 		o.demo, o.verbose = true, !o.quiet
-		words = []string{map[bool]string{false: "127.0.0.1", true: "::1"}[six], "0", "data1", "data2"}
+		words = []string{map[bool]string{false: "127.0.0.1", true: "::1"}[o.family == "ip6"], "0", "data1", "data2"}
 	case len(words) == 1 && o.serve:
 		words = []string{"*", words[0]} // every address
 	case len(words) < 2:
@@ -984,7 +978,6 @@ func parse(args []string) (o options, err error) {
 		{o.n < 1, "-n %v: must be above zero", o.n},
 		{o.count < 0, "-count %v: must not be below zero", o.count},
 		{!slices.Contains([]string{"connect", "echo", "eof"}, o.until), "-until %q: must be connect, echo or eof", o.until},
-		{four && six, "%v exclude each other", "-4 and -6"},
 		{o.rounds() && o.until != "echo", "-until %v: -count and -every need echo", o.until},
 		{o.block == nil && o.n > 1 && o.until != "connect" && !o.serve, "-n %v needs a MESSAGE", o.n},
 		{o.block == nil && o.count != 1 && !o.serve, "-count %v needs a MESSAGE", o.count},
@@ -1001,45 +994,42 @@ func parse(args []string) (o options, err error) {
 	return o, nil
 }
 
-// parseFlags sets the variables behind the flags that args begin with, and returns what follows. It
-// keeps to the syntax of package flag, which would make the stripped binary 3% larger.
-func parseFlags(args []string, flags map[string]any) (words []string, err error) {
-	for len(args) > 0 && len(args[0]) > 1 && args[0][0] == '-' {
-		word := args[0]
-		if args = args[1:]; word == "--" {
-			break
-		}
-		name, value, given := strings.Cut(strings.TrimPrefix(word[1:], "-"), "=")
-		variable, kind := flags[name], "a whole number within range"
-		switch _, ok := variable.(*bool); {
-		case variable == nil:
-			return nil, fmt.Errorf("%+q: no such flag", word)
-		case ok && !given:
-			value = "true"
-		case !given && len(args) == 0:
-			return nil, fmt.Errorf("%s: its value is missing", word)
-		case !given:
-			value, args = args[0], args[1:]
-		}
-		switch v := variable.(type) {
-		case *int:
-			*v, err = strconv.Atoi(value)
-		case *int64:
-			*v, err = strconv.ParseInt(value, 10, 64)
-		case *time.Duration:
-			kind = "a time with its unit, such as 3.5s"
-			*v, err = time.ParseDuration(value)
-		case *bool:
-			kind = "true or false"
-			*v, err = strconv.ParseBool(value)
-		case *string:
-			*v = value
-		}
-		if err != nil {
-			return nil, fmt.Errorf("-%s %+q: must be %s", name, value, kind)
-		}
+// parseFlags sets the options that args begin with, and returns the words that follow them.
+func parseFlags(args []string, o *options) (words []string, err error) {
+	flags := flag.NewFlagSet("echomux", flag.ContinueOnError)
+	// It would print its errors by itself, and with each a usage of its own making.
+	flags.SetOutput(io.Discard)
+	flags.DurationVar(&o.connectTimeout, "connect-timeout", 3500*time.Millisecond, "")
+	flags.DurationVar(&o.ioTimeout, "io-timeout", 5500*time.Millisecond, "")
+	flags.DurationVar(&o.every, "every", 0, "")
+	flags.StringVar(&o.until, "until", "echo", "")
+	flags.IntVar(&o.n, "n", 1, "")
+	flags.Int64Var(&o.count, "count", 1, "")
+	flags.BoolVar(&o.verbose, "v", false, "")
+	flags.BoolVar(&o.quiet, "q", false, "")
+	flags.BoolVar(&o.serve, "serve", false, "")
+	four := flags.Bool("4", false, "")
+	six := flags.Bool("6", false, "")
+	err = flags.Parse(args)
+	if err == flag.ErrHelp {
+		o.help = true
+		return nil, nil
 	}
-	return args, nil
+	if err != nil {
+		// It quotes the words that it found as they are.
+		return nil, errors.New(legible(err.Error()))
+	}
+	if *four && *six {
+		return nil, errors.New("-4 and -6 exclude each other")
+	}
+	o.family = "ip"
+	if *four {
+		o.family = "ip4"
+	}
+	if *six {
+		o.family = "ip6"
+	}
+	return flags.Args(), nil
 }
 
 // rounds: is the run made of rounds?
@@ -1154,6 +1144,25 @@ func quoted(p []byte) (s string) {
 		s += fmt.Sprintf("... (%d bytes)", len(p))
 	}
 	return strings.TrimPrefix(s, " ")
+}
+
+// legible renders text for a terminal that is words with other people's bytes among them: printable
+// ASCII as it is, all else escaped, the end left out if it is long.
+func legible(text string) string {
+	const most = 200
+	var b strings.Builder
+	for _, r := range text {
+		if b.Len() >= most {
+			fmt.Fprintf(&b, "... (%d bytes)", len(text))
+			break
+		}
+		if r >= ' ' && r <= '~' {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 func printable(word string) string { return strings.ReplaceAll(quoted([]byte(word)), `"`, "") }
