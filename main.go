@@ -19,11 +19,13 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -71,9 +73,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	p, err := newPoller()
-	if err == nil && (o.serve || o.n > 1) {
-		// These can run out of descriptors. The Go runtime makes a poller of its own when it first sets
-		// a timer, say for the collector's, and dies if it cannot: let it, now, if there is room for one.
+	if err == nil && !o.brief() {
+		// The Go runtime makes a poller of its own when it first sets a timer, say for its collector,
+		// or when package net opens a socket, and dies if it cannot: let it, now, if there is room for
+		// one. A run that is brief comes to none of this, and its calls can all be explained.
 		var room poller
 		if room, err = newPoller(); err == nil {
 			room.close()
@@ -86,7 +89,12 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	start := time.Now()
 	l := newLoop(o, p, system{}, func() time.Duration { return time.Since(start) })
-	l.stdout, l.stderr, l.lookup = stdout, stderr, resolve
+	l.stdout, l.stderr = stdout, stderr
+	l.lookup = func(host, family string, left time.Duration) ([]netip.Addr, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), left)
+		defer cancel()
+		return lookup(ctx, newResolver(), host, family)
+	}
 	l.startInput = func(in *input) { go in.readAll(stdin) }
 	l.catchSignals()
 	l.run()
@@ -342,19 +350,18 @@ func (w *watch) logData(what string, p []byte) {
 }
 
 // resolve calls then with the addresses of HOST, at once for a literal, else when a goroutine has
-// them. The seam bounds that by the time left.
+// them.
 func (l *loop) resolve(then func([]netip.Addr)) {
 	answer := func(addrs []netip.Addr, err error) {
 		var usable []netip.Addr
 		for _, a := range addrs {
 			a = a.Unmap() // ::ffff:192.0.2.1 is IPv4
-			if (l.family == "ip" || a.Is4() == (l.family == "ip4")) && printable(a.Zone()) == a.Zone() &&
-				!slices.Contains(usable, a) && len(usable) < maxAddrs {
+			if inFamily(a, l.family) && !slices.Contains(usable, a) && len(usable) < maxAddrs {
 				usable = append(usable, a)
 			}
 		}
 		if err == nil && len(usable) == 0 {
-			err = errors.New("no address of that family")
+			err = errNoFamily
 		}
 		if err != nil {
 			l.abort(statusOf(err, exitConnectTimeout, exitConnect), fmt.Errorf("lookup %s: %w", printable(l.host), err))
@@ -366,7 +373,8 @@ func (l *loop) resolve(then func([]netip.Addr)) {
 	if l.serve && l.host == "*" {
 		answer([]netip.Addr{netip.IPv6Unspecified(), netip.IPv4Unspecified()}, nil)
 	} else if a, err := netip.ParseAddr(l.host); err == nil {
-		answer([]netip.Addr{a}, nil)
+		_, err = zoneNumber(a.Zone())
+		answer([]netip.Addr{a}, err)
 	} else {
 		l.loans++
 		left := l.connectBy - l.now
@@ -913,6 +921,143 @@ func (e *echo) ready(readiness) {
 	}
 }
 
+// ---- Names ----
+
+// Package net finds the addresses, in the way of each system: newResolver is the backend's. What is
+// left to do here is to keep what it says fit for a terminal and for an exit status.
+
+var (
+	errNoName   = errors.New("no such name")
+	errNoFamily = errors.New("no address of that family")
+)
+
+// checkHost refuses what looks like an address and is none. Taken for a name it would be asked for
+// at a name server, which may even know an answer.
+func checkHost(host string) error {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return nil
+	}
+	if strings.ContainsAny(host, "[]:") {
+		return fmt.Errorf("HOST \"%s\": is no address, and no name has brackets or colons", legible(host))
+	}
+	name := strings.TrimSuffix(host, ".")
+	label := name[strings.LastIndexByte(name, '.')+1:]
+	if label != "" && strings.Trim(label, "0123456789") == "" {
+		return fmt.Errorf("HOST \"%s\": is no address, and no name ends in a number", legible(host))
+	}
+	return nil
+}
+
+// lookup finds the addresses of host in a family, ip, ip4 or ip6, before ctx ends. Its errors do not
+// repeat the name; errors.Is tells errNoName, errTimedOut and errTooManyFiles.
+func lookup(ctx context.Context, resolver *net.Resolver, host, family string) ([]netip.Addr, error) {
+	found := []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	if !isLocalhost(host) {
+		var err error
+		found, err = ask(ctx, resolver, host, family)
+		if err != nil {
+			return nil, lookupError(err)
+		}
+	}
+	var addrs []netip.Addr
+	failure := errNoFamily
+	for _, a := range found {
+		// Package net keeps IPv4 as ::ffff:192.0.2.1.
+		a = a.Unmap()
+		_, err := zoneNumber(a.Zone())
+		switch {
+		case err != nil:
+			failure = err
+		case inFamily(a, family):
+			addrs = append(addrs, a)
+		}
+	}
+	if len(addrs) == 0 {
+		return nil, failure
+	}
+	return addrs, nil
+}
+
+// isLocalhost: these names are loopback's, whatever a file lacks or a server says, and nobody is
+// asked for them (RFC 6761 section 6.3).
+func isLocalhost(host string) bool {
+	name := strings.ToLower(strings.TrimSuffix(host, "."))
+	return name == "localhost" || strings.HasSuffix(name, ".localhost")
+}
+
+// inFamily: is a, which is unmapped, one of the addresses that are wanted?
+func inFamily(a netip.Addr, family string) bool {
+	return family == "ip" || a.Is4() == (family == "ip4")
+}
+
+// ask is LookupNetIP, which asks for the family that is wanted and no other, but loses zones. A
+// link-local address is of no use without its zone, so these are looked up once more.
+func ask(ctx context.Context, resolver *net.Resolver, host, family string) ([]netip.Addr, error) {
+	addrs, err := resolver.LookupNetIP(ctx, family, host)
+	if !slices.ContainsFunc(addrs, netip.Addr.IsLinkLocalUnicast) {
+		return addrs, err
+	}
+	found, err := resolver.LookupIPAddr(ctx, host)
+	addrs = nil
+	for _, f := range found {
+		a, ok := netip.AddrFromSlice(f.IP)
+		if ok {
+			addrs = append(addrs, a.WithZone(f.Zone))
+		}
+	}
+	return addrs, err
+}
+
+// lookupError says what an error of the resolver's comes to.
+func lookupError(err error) error {
+	var unsuitable *net.AddrError
+	if errors.As(err, &unsuitable) {
+		return errNoFamily
+	}
+	var dns *net.DNSError
+	if !errors.As(err, &dns) {
+		return causeOf(err.Error())
+	}
+	if dns.IsNotFound {
+		return errNoName
+	}
+	cause := causeOf(dns.Err)
+	if dns.IsTimeout {
+		cause = errTimedOut
+	}
+	if dns.Server == "" {
+		return cause
+	}
+	return fmt.Errorf("name server %s: %w", legible(dns.Server), cause)
+}
+
+// causeOf is the last words of an error of package net, which has many and no error number behind
+// them: "read udp 127.0.0.1:39482->127.0.0.2:53: read: connection refused".
+func causeOf(text string) error {
+	if strings.Contains(text, errTooManyFiles.Error()) {
+		return errTooManyFiles
+	}
+	words := strings.Split(text, ": ")
+	return errors.New(legible(words[len(words)-1]))
+}
+
+// zoneNumber is the number of an address's zone, 0 if it has none. A zone can be the name of an
+// interface (RFC 4007 section 11).
+func zoneNumber(zone string) (uint32, error) {
+	if zone == "" {
+		return 0, nil
+	}
+	number, err := strconv.ParseUint(zone, 10, 32)
+	if err == nil {
+		return uint32(number), nil
+	}
+	named, err := net.InterfaceByName(zone)
+	if err != nil {
+		return 0, fmt.Errorf("zone \"%s\": %w", legible(zone), causeOf(err.Error()))
+	}
+	return uint32(named.Index), nil
+}
+
 // ---- The command line ----
 
 // options are the command line, checked.
@@ -961,6 +1106,9 @@ func parse(args []string) (o options, err error) {
 		words = []string{"*", words[0]} // every address
 	case len(words) < 2:
 		return o, fmt.Errorf("PORT is missing after %q", words)
+	}
+	if err = checkHost(words[0]); err != nil {
+		return o, err
 	}
 	for _, m := range words[2:] {
 		o.block = append(append(o.block, m...), '\n')
@@ -1030,6 +1178,13 @@ func parseFlags(args []string, o *options) (words []string, err error) {
 		o.family = "ip6"
 	}
 	return flags.Args(), nil
+}
+
+// brief: is the run a single round of MESSAGEs to an address? It needs no name, and is over before
+// descriptors or the runtime's timers matter.
+func (o *options) brief() bool {
+	_, err := netip.ParseAddr(o.host)
+	return err == nil && o.block != nil && o.n == 1 && !o.rounds() && !o.serve
 }
 
 // rounds: is the run made of rounds?
@@ -1220,12 +1375,11 @@ var (
 	errTimedOut     = errors.New("timed out")
 	errNoAddress    = errors.New("cannot assign requested address")
 	errTooManyFiles = errors.New("too many open files")
-	errNoName       = errors.New("no such name") // resolve's
 )
 
 var (
-	_ sockets                                                             = system{}
-	_ func() (poller, error)                                              = newPoller
-	_ func(host, family string, left time.Duration) ([]netip.Addr, error) = resolve // bounded by left
-	_ [2]os.Signal                                                        = [2]os.Signal{sigTerm, sigPipe}
+	_ sockets                = system{}
+	_ func() (poller, error) = newPoller
+	_ func() *net.Resolver   = newResolver // of this system
+	_ [2]os.Signal           = [2]os.Signal{sigTerm, sigPipe}
 )

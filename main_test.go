@@ -648,7 +648,7 @@ func TestNoAddress(t *testing.T) {
 		{[]string{"-4", "::1", "7", "x"}, `echomux: lookup ::1: .+ sent=0 returned=0`},
 		{[]string{"-6", "127.0.0.1", "7", "x"}, `echomux: lookup 127\.0\.0\.1: .+ sent=0 returned=0`},
 		{[]string{"-6", "::ffff:127.0.0.1", "7", "x"}, `echomux: lookup ::ffff:127\.0\.0\.1: .+ sent=0 returned=0`},
-		{[]string{"fe80::1%nosuchzone", "7", "x"}, `echomux: connect \[fe80::1%nosuchzone\]:7: .+ sent=0 returned=0`},
+		{[]string{"fe80::1%nosuchzone", "7", "x"}, `echomux: .*nosuchzone.*`},
 	} {
 		echomux(t, nil, test.args...).want(t, 3, "", test.stderr)
 	}

@@ -1,12 +1,9 @@
-// The seam in macOS's words: kqueue(2) with an EVFILT_USER to wake it, BSD sockets. Names come from
-// the system, through package net; every program here links libSystem anyway.
+// The seam in macOS's words: kqueue(2) with an EVFILT_USER to wake it, BSD sockets.
 
 package main
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -118,29 +115,8 @@ func (p *kqueue) close() error { return fault("close", unix.Close(p.kq)) }
 
 // ---- Names ----
 
-// resolve finds the addresses of host within left: as the system does, which knows more sources
-// than hosts(5) and resolver(5) tell.
-func resolve(host, family string, left time.Duration) ([]netip.Addr, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), left)
-	defer cancel()
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, family, host)
-	var e *net.DNSError
-	if errors.As(err, &e) && e.IsTimeout {
-		return nil, errTimedOut
-	} else if e != nil && e.IsNotFound {
-		return nil, errNoName
-	}
-	return addrs, err
-}
-
-// interfaceIndex: if_nametoindex(3).
-func interfaceIndex(name string) (int, error) {
-	ifi, err := net.InterfaceByName(name)
-	if err != nil {
-		return 0, unix.ENXIO
-	}
-	return ifi.Index, nil
-}
+// newResolver is the system's, which knows more sources than hosts(5) and resolver(5) tell.
+func newResolver() *net.Resolver { return &net.Resolver{} }
 
 // What sockets need that Linux does otherwise.
 const (
@@ -191,16 +167,12 @@ func domain(a netip.AddrPort) int {
 	return unix.AF_INET6
 }
 
-// sockaddr needs the number of a zone, which can be an interface's name, RFC 4007 section 11.
 func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
 	}
-	zone, err := strconv.Atoi(cmp.Or(a.Addr().Zone(), "0"))
-	if err != nil {
-		zone, err = interfaceIndex(a.Addr().Zone())
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(zone)}, err
+	zone, err := zoneNumber(a.Addr().Zone())
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: zone}, err
 }
 
 func addrPort(sa unix.Sockaddr) netip.AddrPort {

@@ -1,19 +1,17 @@
-// The seam in Linux's words: epoll(7) with an eventfd(2) to wake it, a resolver, BSD sockets.
+// The seam in Linux's words: epoll(7) with an eventfd(2) to wake it, BSD sockets.
 
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
-	"errors"
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
-	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -102,269 +100,60 @@ func (p *epoll) close() error {
 
 // ---- Names ----
 
-// Package net would do this, and link libc wherever gcc is at hand. Here is the part of hosts(5) and
-// resolv.conf(5) that servers and boards use. Left out: nsswitch.conf, EDNS, TCP after a truncated
-// answer (the addresses that fit are enough to connect), internationalised names.
-
-// resolver says where names are looked up.
-type resolver struct {
-	hosts, conf string // paths
-	port        uint16
+// newResolver is Go's own resolver, also where libc is linked in. It waits five seconds for an answer
+// before it asks the next name server (resolv.conf(5), timeout), which is more than a run has. So
+// the first try of each question at each server ends after a second. The second try has all of the
+// resolver's time, and a server that is merely slow still answers.
+func newResolver() *net.Resolver {
+	tries := &firstTries{asked: make(map[string]bool)}
+	return &net.Resolver{PreferGo: true, Dial: tries.dial}
 }
 
-// resolve finds the addresses of host within left: in the hosts file, else by DNS.
-func resolve(host, family string, left time.Duration) ([]netip.Addr, error) {
-	return resolver{"/etc/hosts", "/etc/resolv.conf", 53}.lookup(host, family, time.Now().Add(left))
+const firstTryTime = time.Second
+
+// firstTries knows which questions a name server was asked before.
+type firstTries struct {
+	mu    sync.Mutex      // the resolver asks for A and AAAA side by side
+	asked map[string]bool // by server and question
 }
 
-func (r resolver) lookup(host, family string, deadline time.Time) (addrs []netip.Addr, err error) {
-	name := strings.TrimSuffix(host, ".")
-	eachLine(r.hosts, func(words []string) {
-		a, err := netip.ParseAddr(words[0])
-		asked := family == "ip" || (family == "ip4") == a.Unmap().Is4()
-		if err == nil && asked && slices.ContainsFunc(words[1:], func(w string) bool { return strings.EqualFold(w, name) }) {
-			addrs = append(addrs, a)
-		}
-	})
-	if last := name[strings.LastIndexByte(name, '.')+1:]; strings.EqualFold(last, "localhost") {
-		// RFC 6761 section 6.3: loopback, whatever a file lacks or a server says.
-		addrs = append(addrs, netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+// dial connects the resolver to a server. Of a connection that is no UDP, the resolver has its way.
+func (f *firstTries) dial(ctx context.Context, network, server string) (net.Conn, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, network, server)
+	udp, ok := conn.(*net.UDPConn)
+	if !ok {
+		return conn, err
 	}
-	if addrs != nil {
-		return addrs, nil
-	}
-	return r.dns(host, family, deadline)
+	return &questionConn{UDPConn: udp, server: server, tries: f}, nil
 }
 
-// eachLine calls f with the words of each line that has any. A file that cannot be opened has none.
-// A line too long for anything real counts as several.
-func eachLine(path string, f func(words []string)) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) // os.Open would make a second epoll
-	if err != nil {
-		return
-	}
-	file := os.NewFile(uintptr(fd), path)
-	defer file.Close()
-	for lines := bufio.NewReaderSize(file, 16<<10); ; {
-		line, _, err := lines.ReadLine()
-		if err != nil {
-			return
-		}
-		text, _, _ := strings.Cut(string(line), "#")
-		if words := strings.Fields(text); len(words) > 0 {
-			f(words)
-		}
-	}
+// isFirst: was the question never asked before? From now on it was.
+func (f *firstTries) isFirst(server, question string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := server + " " + question
+	before := f.asked[key]
+	f.asked[key] = true
+	return !before
 }
 
-// dns asks for each name that host can stand for until one exists, and each server in turn until one
-// knows. None but the last may take all the time: the next one needs some, and so does connecting.
-func (r resolver) dns(host, family string, deadline time.Time) ([]netip.Addr, error) {
-	var servers []netip.AddrPort
-	names, absolute := []string{strings.TrimSuffix(host, ".")}, strings.HasSuffix(host, ".")
-	ndots, timeout, attempts := 1, 5, 2
-	numbers := map[string]*int{"ndots": &ndots, "timeout": &timeout, "attempts": &attempts}
-	eachLine(r.conf, func(words []string) {
-		a, err := netip.ParseAddr(words[min(1, len(words)-1)])
-		switch {
-		case words[0] == "nameserver" && err == nil && len(servers) < 3 && printable(a.Zone()) == a.Zone():
-			servers = append(servers, netip.AddrPortFrom(a.Unmap(), r.port))
-		case (words[0] == "domain" || words[0] == "search") && !absolute:
-			names = names[:1]
-			for _, domain := range words[1:] {
-				names = append(names, names[0]+"."+strings.Trim(domain, "."))
-			}
-		case words[0] == "options":
-			for _, w := range words[1:] {
-				option, value, _ := strings.Cut(w, ":")
-				if n, _ := strconv.ParseUint(value, 10, 8); numbers[option] != nil {
-					*numbers[option] = int(n)
-				}
-			}
-		}
-	})
-	if servers == nil {
-		servers = append(servers, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), r.port))
-	}
-	if strings.Count(host, ".") < ndots {
-		names = append(names[1:], names[0])
-	}
-	outcome := errNoName
-	for n, name := range names {
-		var failure error // of the servers asked for it, if none knows
-		tries := max(1, attempts) * len(servers)
-		for i := range tries {
-			server, left := servers[i%len(servers)], time.Until(deadline)
-			if left <= 0 {
-				return nil, errTimedOut
-			}
-			share := left
-			if i+1 < tries || n+1 < len(names) {
-				some := min(time.Second, left/2)
-				share = max(some, (left-some)/time.Duration(len(servers)-i%len(servers)))
-			}
-			share = min(share, time.Duration(max(1, timeout))*time.Second)
-			addrs, err := exchange(server, name, family, time.Now().Add(share))
-			if err == nil {
-				return addrs, nil
-			} else if err == errNoName {
-				failure = nil
-				break
-			}
-			failure = fmt.Errorf("name server %v: %w", server, err)
-		}
-		outcome = cmp.Or(failure, outcome)
-	}
-	return nil, outcome
+// questionConn is UDP to a name server, for one question. It stays a net.PacketConn, by which the
+// resolver tells UDP from TCP.
+type questionConn struct {
+	*net.UDPConn
+	server string
+	tries  *firstTries
 }
 
-// patience is for the other family's answer when one is there, cf. RFC 8305 section 3.
-const patience = 250 * time.Millisecond
-
-// exchange asks one server for AAAA and A side by side, on one connected socket: it takes nobody
-// else's datagrams and reports an ICMP refusal. One IPv6 address comes first, then IPv4's, so that
-// a family that is broken on the way costs one attempt to connect.
-func exchange(server netip.AddrPort, name, family string, deadline time.Time) ([]netip.Addr, error) {
-	p, err := newPoller()
-	if err != nil {
-		return nil, err
+// Write sends the question, after the resolver has set its deadline, which is never less than a
+// second away. Two bytes are drawn anew for each try; the rest tells one question from another (RFC
+// 1035 section 4.1).
+func (c *questionConn) Write(query []byte) (int, error) {
+	if c.tries.isFirst(c.server, string(query[2:])) {
+		c.SetDeadline(time.Now().Add(firstTryTime)) // can only fail on a closed connection
 	}
-	defer p.close()
-	fd, err := unix.Socket(domain(server), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fault("socket", err)
-	}
-	defer unix.Close(fd)
-	to, err := sockaddr(server)
-	if err = cmp.Or(err, p.add(socket(fd), readable), unix.Connect(fd, to)); err != nil {
-		return nil, fault("connect", err)
-	}
-	queries, found, open := [2][]byte{}, [2][]netip.Addr{}, 0
-	for i, rtype := range []byte{28, 1} { // AAAA: RFC 3596; A: RFC 1035 section 3.2.2
-		if family == "ip" || (family == "ip6") == (rtype == 28) {
-			if queries[i] = newQuery(name, rtype); queries[i] == nil {
-				return nil, errNoName
-			}
-			if _, err := unix.Write(fd, queries[i]); err != nil { // it can be the query before that is refused
-				return nil, fault("write", err)
-			}
-			open++
-		}
-	}
-	outcome, events, buf := errNoName, make([]event, 1), make([]byte, 64<<10)
-	for open > 0 {
-		left := max(0, time.Until(deadline)) // at 0 there is one more look: we may have been stopped
-		p.wait(events, int((left+time.Millisecond-1)/time.Millisecond))
-		n, err := system{}.read(socket(fd), buf)
-		if err == errWouldBlock && left == 0 {
-			err = errTimedOut
-		}
-		if err != nil && err != errWouldBlock && err != io.EOF { // an empty datagram is no EOF
-			outcome = err
-			break
-		}
-		for i, q := range queries {
-			if addrs, err := parseAnswer(buf[:n], q); err != errForeign {
-				if found[i], queries[i] = addrs, nil; err != nil && err != errNoName {
-					outcome = err
-				}
-				open--
-				if soon := time.Now().Add(patience); len(addrs) > 0 && soon.Before(deadline) {
-					deadline = soon
-				}
-			}
-		}
-	}
-	one := min(1, len(found[0]))
-	if addrs := slices.Concat(found[0][:one], found[1], found[0][one:]); len(addrs) > 0 {
-		return addrs, nil
-	}
-	return nil, outcome
-}
-
-// newQuery is a DNS message that asks for name, RFC 1035 section 4; nil if there can be none.
-func newQuery(name string, rtype byte) []byte {
-	q := []byte{0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0} // id, recursion desired, one question
-	unix.Getrandom(q[:2], 0)                        // whole, for so few bytes: getrandom(2)
-	for _, label := range strings.Split(name, ".") {
-		q = append(append(q, byte(len(label))), label...)
-		if len(label) == 0 || len(label) > 63 || len(q) > 12+254 ||
-			strings.ContainsFunc(label, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
-			return nil
-		}
-	}
-	return append(q, 0, 0, rtype, 0, 1)
-}
-
-var errForeign = errors.New("not the answer")
-
-// parseAnswer takes the addresses out of msg, if that answers query. Names are skipped, never
-// followed, so compression cannot loop. Of a truncated answer the addresses that fit count.
-func parseAnswer(msg, query []byte) (addrs []netip.Addr, err error) {
-	n := len(query)
-	if n == 0 || len(msg) < n || !bytes.Equal(msg[:2], query[:2]) || msg[2]&0xf8 != 0x80 || // QR, QUERY
-		!bytes.Equal(msg[4:6], query[4:6]) || !bytes.EqualFold(msg[12:n], query[12:]) {
-		return nil, errForeign
-	}
-	if rcode := msg[3] & 15; rcode == 3 {
-		return nil, errNoName
-	} else if rcode != 0 {
-		return nil, fmt.Errorf("response code %d", rcode)
-	}
-	rest, truncated := msg[n:], msg[2]&2 != 0
-	for range int(msg[6])<<8 | int(msg[7]) {
-		rest = skipName(rest) // then type, class, TTL, length, data: section 4.1.3
-		size := 10
-		if len(rest) >= size {
-			size += int(rest[8])<<8 | int(rest[9])
-		}
-		if len(rest) < size {
-			if !truncated {
-				return nil, errors.New("malformed answer")
-			}
-			break
-		}
-		a, ok := netip.AddrFromSlice(rest[10:size])
-		if ok && bytes.Equal(rest[:4], query[n-4:]) && a.Is4() == (query[n-3] == 1) {
-			addrs = append(addrs, a)
-		}
-		rest = rest[size:]
-	}
-	if truncated && addrs == nil {
-		return nil, errors.New("truncated answer")
-	} else if addrs == nil {
-		return nil, errNoName
-	}
-	return addrs, nil
-}
-
-// skipName returns what follows the name at the start of b, nil if it does not end.
-func skipName(b []byte) []byte {
-	for len(b) > 0 && 0 < b[0] && b[0] < 64 {
-		b = b[min(len(b), 1+int(b[0])):]
-	}
-	switch {
-	case len(b) >= 1 && b[0] == 0:
-		return b[1:]
-	case len(b) >= 2 && b[0] >= 0xc0: // a pointer ends a name, section 4.1.4
-		return b[2:]
-	}
-	return nil
-}
-
-// interfaceIndex: SIOCGIFINDEX, netdevice(7).
-func interfaceIndex(name string) (int, error) {
-	ifr, err := unix.NewIfreq(name)
-	if err != nil {
-		return 0, unix.ENODEV
-	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
-	err = unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr)
-	return int(ifr.Uint32()), err
+	return c.UDPConn.Write(query)
 }
 
 // What sockets need that Darwin does otherwise.
@@ -416,16 +205,12 @@ func domain(a netip.AddrPort) int {
 	return unix.AF_INET6
 }
 
-// sockaddr needs the number of a zone, which can be an interface's name, RFC 4007 section 11.
 func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
 	}
-	zone, err := strconv.Atoi(cmp.Or(a.Addr().Zone(), "0"))
-	if err != nil {
-		zone, err = interfaceIndex(a.Addr().Zone())
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(zone)}, err
+	zone, err := zoneNumber(a.Addr().Zone())
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: zone}, err
 }
 
 func addrPort(sa unix.Sockaddr) netip.AddrPort {

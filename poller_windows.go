@@ -1,12 +1,9 @@
 // The seam in Windows' words: Winsock's select with a UDP socket to wake it, Winsock's sockets.
-// Names come from the system, through package net; every program here loads its DLLs anyway.
 
 package main
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,7 +11,6 @@ import (
 	"os"
 	"strconv"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -152,29 +148,8 @@ func (p *selector) close() error { return system{}.close(p.wakeSock) }
 
 // ---- Names ----
 
-// resolve finds the addresses of host within left: as the system does, which knows more sources
-// than a hosts file and DNS.
-func resolve(host, family string, left time.Duration) ([]netip.Addr, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), left)
-	defer cancel()
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, family, host)
-	var e *net.DNSError
-	if errors.As(err, &e) && e.IsTimeout {
-		return nil, errTimedOut
-	} else if e != nil && e.IsNotFound {
-		return nil, errNoName
-	}
-	return addrs, err
-}
-
-// interfaceIndex: GetAdaptersAddresses.
-func interfaceIndex(name string) (int, error) {
-	ifi, err := net.InterfaceByName(name)
-	if err != nil {
-		return 0, err
-	}
-	return ifi.Index, nil
-}
+// newResolver is the system's, which knows more sources than a hosts file and DNS.
+func newResolver() *net.Resolver { return &net.Resolver{} }
 
 const (
 	sigTerm = windows.SIGTERM // the console's closing, to the Go runtime
@@ -216,16 +191,12 @@ func domain(a netip.AddrPort) int32 {
 	return windows.AF_INET6
 }
 
-// sockaddr needs the number of a zone, which can be an interface's name, RFC 4007 section 11.
 func sockaddr(a netip.AddrPort) (windows.Sockaddr, error) {
 	if a.Addr().Is4() {
 		return &windows.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
 	}
-	zone, err := strconv.Atoi(cmp.Or(a.Addr().Zone(), "0"))
-	if err != nil {
-		zone, err = interfaceIndex(a.Addr().Zone())
-	}
-	return &windows.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(zone)}, err
+	zone, err := zoneNumber(a.Addr().Zone())
+	return &windows.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: zone}, err
 }
 
 func addrPort(sa windows.Sockaddr) netip.AddrPort {

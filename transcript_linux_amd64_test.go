@@ -42,6 +42,7 @@ func TestTranscript(t *testing.T) {
 
 	binary := filepath.Join(t.TempDir(), "echomux")
 	build := exec.Command("go", "build", "-o", binary, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // libc would add calls of its own
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
