@@ -422,7 +422,7 @@ func TestNamesZones(t *testing.T) {
 		{"fe80::1%lo", 0, ""},
 		{"fe80::1%" + index, 0, ""},
 		{"board.test", 0, ""},
-		{"fe80::1%" + strconv.Itoa(1<<32+ifi.Index), 3, "zone"}, // no number of 32 bits, and no name
+		{"fe80::1%" + strconv.FormatInt(1<<32+int64(ifi.Index), 10), 3, "zone"}, // no number of 32 bits, and no name
 		{"fe80::1%nosuchzone", 3, "nosuchzone"},
 		{"fe80::1%\x1b[31m", 3, `zone "\x1b[31m"`},
 		{"fe80::1%" + strings.Repeat("x", 3000), 3, "zone"},
