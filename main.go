@@ -74,9 +74,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	p, err := newPoller()
 	if err == nil && !o.brief() {
-		// The Go runtime makes a poller of its own when it first sets a timer, say for its collector,
-		// or when package net opens a socket, and dies if it cannot: let it, now, if there is room for
-		// one. A run that is brief comes to none of this, and its calls can all be explained.
+		// The Go runtime makes a poller of its own when it first sets a timer, say for its
+		// collector, or when package net opens a socket, and dies if it cannot: let it, now, if
+		// there is room for one. A brief run comes to none of this.
 		var room poller
 		if room, err = newPoller(); err == nil {
 			room.close()
@@ -938,7 +938,7 @@ func checkHost(host string) error {
 		return nil
 	}
 	if strings.ContainsAny(host, "[]:") {
-		return fmt.Errorf("HOST \"%s\": is no address, and no name has brackets or colons", legible(host))
+		return fmt.Errorf("HOST \"%s\": is no address, and no name has [, ] or :", legible(host))
 	}
 	name := strings.TrimSuffix(host, ".")
 	label := name[strings.LastIndexByte(name, '.')+1:]
@@ -948,9 +948,11 @@ func checkHost(host string) error {
 	return nil
 }
 
-// lookup finds the addresses of host in a family, ip, ip4 or ip6, before ctx ends. Its errors do not
-// repeat the name; errors.Is tells errNoName, errTimedOut and errTooManyFiles.
-func lookup(ctx context.Context, resolver *net.Resolver, host, family string) ([]netip.Addr, error) {
+// lookup finds the addresses of host in a family, ip, ip4 or ip6, before ctx ends. Its errors do
+// not repeat the name; errors.Is tells errNoName, errTimedOut and errTooManyFiles.
+func lookup(
+	ctx context.Context, resolver *net.Resolver, host, family string,
+) ([]netip.Addr, error) {
 	found := []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}
 	if !isLocalhost(host) {
 		var err error
@@ -1101,7 +1103,10 @@ func parse(args []string) (o options, err error) {
 	switch {
 	case len(words) == 0 && !o.serve:
 		o.demo, o.verbose = true, !o.quiet
-		words = []string{map[bool]string{false: "127.0.0.1", true: "::1"}[o.family == "ip6"], "0", "data1", "data2"}
+		words = []string{"127.0.0.1", "0", "data1", "data2"}
+		if o.family == "ip6" {
+			words[0] = "::1"
+		}
 	case len(words) == 1 && o.serve:
 		words = []string{"*", words[0]} // every address
 	case len(words) < 2:
