@@ -6,7 +6,6 @@ import (
 	"go/token"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,7 +14,7 @@ import (
 
 // What the design promises about the files themselves.
 
-func source(t testing.TB, name string) string {
+func sourceOf(t testing.TB, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -31,58 +30,118 @@ func imports(t testing.TB, name string) (paths []string) {
 		t.Fatal(err)
 	}
 	for _, i := range f.Imports {
-		path, _ := strconv.Unquote(i.Path.Value)
+		path, err := strconv.Unquote(i.Path.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
 		paths = append(paths, path)
 	}
 	return paths
 }
 
-// TestSocketHalves: Linux and Darwin sockets are the same lines, below the marker.
+// TestSocketHalves: Linux and Darwin sockets are the same lines, between the two markers.
 func TestSocketHalves(t *testing.T) {
 	t.Parallel()
-	const marker = "\n// ---- Sockets:"
-	var halves [2][]string
-	for i, name := range []string{"poller_linux.go", "poller_darwin.go"} {
-		_, half, found := strings.Cut(source(t, name), marker)
-		if !found {
-			t.Fatalf("%s has no line that begins with %q", name, marker[1:])
+	linux := socketLines(t, "poller_linux.go")
+	darwin := socketLines(t, "poller_darwin.go")
+	for i := range min(len(linux), len(darwin)) {
+		if linux[i] != darwin[i] {
+			t.Fatalf("%d lines below the marker: Linux has %q, Darwin %q", i, linux[i], darwin[i])
 		}
-		halves[i] = strings.Split(half, "\n")
 	}
-	for i := range max(len(halves[0]), len(halves[1])) {
-		var lines [2]string
-		for j, half := range halves {
-			if i < len(half) {
-				lines[j] = half[i]
+	if len(linux) != len(darwin) {
+		t.Errorf("Linux has %d lines, Darwin %d", len(linux), len(darwin))
+	}
+	if len(linux) < 50 {
+		t.Errorf("only %d lines are shared", len(linux))
+	}
+}
+
+func socketLines(t testing.TB, name string) []string {
+	t.Helper()
+	_, below, found := strings.Cut(sourceOf(t, name), "\n// ---- Sockets")
+	if !found {
+		t.Fatalf("%s has no sockets", name)
+	}
+	lines, _, found := strings.Cut(below, "\n// ---- The rest")
+	if !found {
+		t.Fatalf("%s has no rest", name)
+	}
+	return strings.Split(lines, "\n")
+}
+
+// TestOrder: every backend has the same sections, and in the first one the same methods and
+// functions in the same order, so that a comparison of two shows only what differs.
+func TestOrder(t *testing.T) {
+	t.Parallel()
+	want := []string{
+		"func newPoller(", ") change(", ") wait(", "func folded|) folded(", ") wake(", ") close(",
+		"// ---- Sockets", "type system struct{}", "func fault(", ") openSocket(",
+		"func bindSource(", ") setNonblock(", ") connect(", ") connectResult(",
+		"func endNames(", ") read(", ") write(",
+		") pendingError(", ") path(", ") closeWrite(", ") close(", ") listen(",
+		"func bindAndListen(", ") accept(", "func domain(", "func sockaddr(", "func addrPort(",
+		"// ---- The rest", "func deferPort(", "func newClock(", "func newResolver(",
+		"func kindOfInput(", "terminalEOFDelay", "func readerGone(", "sigTerm", "sigHup", "sigPipe",
+	}
+	for _, system := range []string{"linux", "darwin", "windows"} {
+		rest := sourceOf(t, "poller_"+system+".go")
+		for _, what := range want {
+			one, other, either := strings.Cut(what, "|")
+			_, below, found := strings.Cut(rest, one)
+			if !found && either {
+				_, below, found = strings.Cut(rest, other)
+			}
+			if !found {
+				t.Errorf("poller_%s.go: no %s in its place", system, what)
+				break
+			}
+			rest = below
+		}
+	}
+}
+
+// TestImports: main.go knows no system. What is not the standard library's is golang.org/x/sys, and
+// only the backends have it; unsafe pointers are for what that lacks of Windows.
+func TestImports(t *testing.T) {
+	t.Parallel()
+	for name, system := range map[string]string{
+		"main.go":           "",
+		"poller_linux.go":   "golang.org/x/sys/unix",
+		"poller_darwin.go":  "golang.org/x/sys/unix",
+		"poller_windows.go": "golang.org/x/sys/windows",
+	} {
+		found := ""
+		for _, path := range imports(t, name) {
+			switch path {
+			case "syscall", "unsafe":
+				if name != "poller_windows.go" {
+					t.Errorf("%s imports %q", name, path)
+				}
+			case "runtime", "C", "time/tzdata":
+				t.Errorf("%s imports %q", name, path)
+			}
+			if strings.Contains(path, ".") {
+				found += path
 			}
 		}
-		if lines[0] != lines[1] || i >= min(len(halves[0]), len(halves[1])) {
-			t.Fatalf("%d lines below the marker: Linux has %q, Darwin %q", i, lines[0], lines[1])
+		if found != system {
+			t.Errorf("%s imports %q, want %q", name, found, system)
 		}
 	}
-	if len(halves[0]) < 50 {
-		t.Errorf("only %d lines are shared", len(halves[0]))
+	text := sourceOf(t, "main.go")
+	for _, directive := range []string{"//go:build", "//go:linkname"} {
+		if strings.Contains(text, directive) {
+			t.Errorf("main.go is not for every system: %s", directive)
+		}
 	}
 }
 
-// TestNeutral: main.go knows no system.
-func TestNeutral(t *testing.T) {
-	t.Parallel()
-	for _, path := range imports(t, "main.go") {
-		if slices.Contains([]string{"syscall", "unsafe", "runtime", "C"}, path) || strings.Contains(path, ".") {
-			t.Errorf("main.go imports %q", path)
-		}
-	}
-	if text := source(t, "main.go"); strings.Contains(text, "//go:build") || strings.Contains(text, "//go:linkname") {
-		t.Error("main.go is not for every system")
-	}
-}
-
-// TestDependencies: no cgo in what is built as README.md says; nothing but golang.org/x/sys from
-// elsewhere.
+// TestDependencies: no cgo, and nothing but golang.org/x/sys that is not the standard library's.
 func TestDependencies(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("go"); err != nil {
+	_, err := exec.LookPath("go")
+	if err != nil {
 		t.Skip(err)
 	}
 	for _, system := range []string{"linux", "darwin", "windows"} {
@@ -95,44 +154,19 @@ func TestDependencies(t *testing.T) {
 			t.Fatalf("%s: %v: %s", system, err, &complaint)
 		}
 		deps := strings.Fields(string(out))
-		if !slices.Contains(deps, "golang.org/x/sys/"+map[string]string{"linux": "unix", "darwin": "unix", "windows": "windows"}[system]) {
+		if !slices.Contains(deps, "echomux") {
 			t.Errorf("%s: is this the program? It depends on %v", system, deps)
 		}
 		for _, dep := range deps {
-			// A path without a dot is the standard library's; vendored ones belong to it too.
-			foreign := strings.Contains(strings.Split(dep, "/")[0], ".") && !strings.HasPrefix(dep, "golang.org/x/sys/")
-			if foreign || dep == "runtime/cgo" {
+			if dep == "runtime/cgo" || isForeign(dep) {
 				t.Errorf("%s: depends on %s", system, dep)
 			}
 		}
 	}
 }
 
-// TestFiles: one reads two files and no more, so there are no others.
-func TestFiles(t *testing.T) {
-	t.Parallel()
-	fixed := []string{".ci", ".gitignore", "README.md", "go.mod", "go.sum", "main.go",
-		"poller_darwin.go", "poller_linux.go", "poller_windows.go", "testdata"}
-	entries, err := os.ReadDir(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var found []string
-	for _, e := range entries {
-		name := e.Name()
-		built, _ := filepath.Match("*.test", strings.TrimSuffix(name, ".exe"))
-		switch {
-		case name == ".git", strings.HasPrefix(name, "echomux"), built: // not the project's: see .gitignore
-		case strings.HasSuffix(name, "_test.go"):
-		case !slices.Contains(fixed, name):
-			t.Errorf("%s is outside the layout", name)
-		default:
-			found = append(found, name)
-		}
-	}
-	for _, name := range fixed {
-		if !slices.Contains(found, name) {
-			t.Errorf("%s is missing", name)
-		}
-	}
+// isForeign: a path without a dot is the standard library's, and what that has vendored is too.
+func isForeign(path string) bool {
+	first, _, _ := strings.Cut(path, "/")
+	return strings.Contains(first, ".") && !strings.HasPrefix(path, "golang.org/x/sys/")
 }

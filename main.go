@@ -1,19 +1,60 @@
 // Echomux proves a TCP path end to end: it connects within a time limit, sends data, reads it back
 // from an echo server, compares every byte, and says in one line and one exit status what happened.
 //
-//	echomux                                  the demo: both ends in one loop, every step shown
+//	echomux                                  the recipe: both ends in one loop, every step shown
 //	echomux [flags] HOST PORT [MESSAGE ...]  prove the path, with standard input if no MESSAGE
 //	echomux -serve [HOST] PORT               be the echo server
 //
-// On the wire: a socket in non-blocking mode connects once, then writes until the kernel refuses
-// bytes and reads whatever is back, both directions at once; when all is back it half-closes, waits
-// for the peer's FIN and closes. One goroutine does it, in one loop around one poller. Three others
-// help and decide nothing: one blocks in name resolution, one in reading standard input, one waits
-// for signals; each puts its result into the loop's mailbox and wakes the poller.
+// # What happens on the wire
 //
-// Reading order: run, loop, conn (the client), ring and input, listener and echo (the server), the
-// command line, the report, and the contract of the seam at the end; then one poller_<os>.go, which
-// spells it in one kernel's words. Left out on purpose: TLS, UDP, proxies, edge triggering.
+// A socket in non-blocking mode connects once. Then it writes until the kernel takes no more, and
+// reads whatever is back, both directions at once. When all is back it half-closes, waits a moment
+// for the peer's FIN, and closes. One goroutine does all that, in one loop around one poller. Other
+// goroutines do only what blocks and cannot be waited for otherwise: they resolve a name, read
+// standard input, wait for a signal. The first two decide nothing, and post what they got to the
+// loop. A signal ends the process.
+//
+// # The words
+//
+// A descriptor is the small number by which a process names an open socket to the kernel. It is
+// free for the next socket as soon as it is closed.
+//
+// A call blocks if it sleeps until it has something to do: a read until bytes have come, a write
+// until there is room for them. On a socket in non-blocking mode it never sleeps. Where it would,
+// it fails at once with "would block" (EAGAIN, WSAEWOULDBLOCK), and that is no error.
+//
+// Readiness is the kernel's word that a call would not block now. A poller (epoll, kqueue, select)
+// sleeps until one of many sockets is ready, and so one goroutine can serve them all.
+//
+// Level-triggered means that a socket is reported as long as it is ready, every time one asks. So
+// a program may read a part, and is told of the rest again. But it must stop watching what it does
+// not want to act on, or the poller never sleeps.
+//
+// A FIN says that its sender will send no more bytes; the other direction goes on. To send one is
+// to half-close. Whoever reads it, behind the last byte, reads 0 bytes: EOF.
+//
+// A reset (RST) ends both directions at once, and bytes on their way are lost. The next read or
+// write fails with it.
+//
+// A hang-up is how a poller reports that both directions have ended, or an error. It comes whether
+// one asks or not. Here it is folded into the readiness that was asked for, and the next call on
+// the socket says what has happened.
+//
+// SO_ERROR is the socket's pending error, cleared by being read. It says how a connect ended that
+// did not block.
+//
+// The backlog of a listening socket is the queue of connections that nobody has accepted yet.
+//
+// # The rooms
+//
+// The contract is what a kernel has to offer. The loop waits, and lets machines take steps. The
+// echo server shows both at work. What flows, and the verdict, are what the client rests on:
+// sources of bytes, their comparison, the clock of silence, and one pure function that decides. A
+// connection of the client is up to three machines, one after the other, on one socket. Then come
+// names, the run of one command line, the command line itself, and the report. Beside the contract
+// stands one poller_<os>.go for each system.
+//
+// Left out on purpose: TLS, UDP, proxies, edge triggering, a second thread.
 package main
 
 import (
@@ -25,103 +66,26 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/bits"
 	"net"
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
-// Exit statuses.
-const (
-	exitOK             = iota // every connection did its whole job
-	exitExchange              // reset, closed early, a byte differs, more came back than was sent
-	exitUsage                 // the command line
-	exitConnect               // no such name, refused, unreachable, connected to itself
-	exitConnectTimeout        // name resolution included
-	exitIOTimeout             // silence while the peer owed something
-	exitLocal                 // standard input or output, too many open files
-)
+// ---- The contract ----
 
-const (
-	ringSize    = 1 << 20                // bytes of standard input kept until they are back, at most
-	loanSize    = 256 << 10              // bytes of one read of it; a smaller gap is not worth two wake-ups
-	chunkSize   = 128 << 10              // bytes of one read of a socket, at most
-	batchSize   = 256                    // events of one wait, at most
-	minTry      = time.Second            // for one address of several, while that much is left
-	drainTime   = 500 * time.Millisecond // for the peer's FIN after ours
-	maxAddrs    = 128                    // of a name: each is tried, and named if all fail
-	acceptPause = 100 * time.Millisecond // when accept fails, say for want of descriptors
-	never       = time.Duration(math.MaxInt64)
-)
+// Here is what a poller_<os>.go defines, and its comments say only what its kernel adds to this.
+// All is level-triggered, because that is what every kernel can do.
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
-
-// run is echomux as a function; it returns the exit status.
-func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	o, err := parse(args)
-	if err != nil {
-		fmt.Fprintf(stderr, "echomux: %v (echomux -h shows the usage)\n", err)
-		return exitUsage
-	} else if o.help {
-		io.WriteString(stdout, usage)
-		return exitOK
-	}
-	p, err := newPoller()
-	if err == nil && !o.brief() {
-		// The Go runtime makes a poller of its own when it first sets a timer, say for its
-		// collector, or when package net opens a socket, and dies if it cannot: let it, now, if
-		// there is room for one. A brief run comes to none of this.
-		var room poller
-		if room, err = newPoller(); err == nil {
-			room.close()
-			time.Sleep(time.Nanosecond)
-		}
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "echomux: %v\n", err)
-		return exitLocal
-	}
-	start := time.Now()
-	l := newLoop(o, p, system{}, func() time.Duration { return time.Since(start) })
-	l.stdout, l.stderr = stdout, stderr
-	l.lookup = func(host, family string, left time.Duration) ([]netip.Addr, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), left)
-		defer cancel()
-		return lookup(ctx, newResolver(), host, family)
-	}
-	l.startInput = func(in *input) { go in.readAll(stdin) }
-	l.catchSignals()
-	l.run()
-	l.close()
-	return l.report()
-}
-
-// catchSignals makes the first SIGINT or SIGTERM end the loop and the second one the program, at
-// once, also where the loop is stuck: a standard output that nobody reads stops it. A SIGINT that was
-// ignored at start (a shell's background job) stays ignored. Of SIGTERM that cannot be known: the Go
-// runtime has put its own handler in place, and forgets what was there (os/signal, SIGHUP and SIGINT).
-func (l *loop) catchSignals() {
-	signal.Ignore(sigPipe) // a closed standard output is an error to report, not a silent death
-	status, caught := map[os.Signal]int{os.Interrupt: 130, sigTerm: 143}, make(chan os.Signal, 2)
-	for s := range status {
-		if !signal.Ignored(s) {
-			signal.Notify(caught, s)
-		}
-	}
-	go func() {
-		s := <-caught
-		l.post(func() { l.jobs, l.interrupted = 0, status[s] })
-		os.Exit(status[<-caught])
-	}()
-}
-
-// ---- The loop ----
+// socket is a descriptor or, on Windows, a SOCKET.
+type socket uintptr
 
 // readiness is a set of directions.
 type readiness uint8
@@ -131,800 +95,1770 @@ const (
 	writable                       // write takes bytes, or connect has finished
 )
 
-// machine is whatever the loop watches: a small state machine around one socket.
+// event says that a socket is ready. One batch may name a socket twice: kqueue has an event for
+// each direction. If one event of a batch leads to closing a socket, a later one may still name it,
+// or rather its number, which may be another socket's by then: so no socket may be closed before
+// all events of a batch were looked at. And an event may be wrong: a readiness can be spurious, so
+// every call may say would block.
+type event struct {
+	socket socket
+	ready  readiness
+}
+
+// poller waits until one of many sockets is ready.
+//
+// A socket that is to connect is watched only after connect was called: before, Linux reports it as
+// hung up. While connect is pending it is watched for writable alone, since on kqueue a filter for
+// reading can take the error away.
+type poller interface {
+	// change replaces was, what s has been watched for, by want. The two differ. A socket that is
+	// watched for nothing is out of the poller, or its hang-up would be reported for ever; it has
+	// to be out before it is closed.
+	change(s socket, was, want readiness) error
+
+	// wait blocks for at most ms milliseconds, or without a limit if ms is -1, and fills events.
+	// No event and no error mean only "look at the clock": a timeout, a signal to this thread and
+	// a wake-up look alike. Errors and hang-ups are folded into the readiness that was asked for.
+	wait(events []event, ms int) (n int, err error)
+
+	// wake makes the present wait return, or the next one if nobody waits. Wake-ups do not add up:
+	// several make one wait return. Any goroutine may call it, until close.
+	wake()
+
+	close() error
+}
+
+// sockets are the system's TCP sockets. Once setNonblock was called no call blocks, and what listen
+// and accept return is non-blocking from the start. A failure is one of the errors below, an
+// os.SyscallError that names the call really made, or says which zone there is not.
+type sockets interface {
+	// openSocket makes a socket of to's family, still in blocking mode, with TCP_NODELAY and
+	// SO_OOBINLINE set (urgent data would leave the stream). A valid from becomes its local
+	// address.
+	openSocket(to netip.AddrPort, from netip.Addr) (socket, error)
+
+	// setNonblock puts s into non-blocking mode.
+	setNonblock(s socket) error
+
+	// connect is called once. nil says that it is on its way; connectResult says how it ended.
+	connect(s socket, to netip.AddrPort) error
+
+	// connectResult is errWouldBlock as long as there is no answer. errReset says that there was a
+	// connection and that the peer has reset it.
+	connectResult(s socket) (local, peer netip.AddrPort, err error)
+
+	read(s socket, p []byte) (n int, err error)  // n > 0, io.EOF, or an error
+	write(s socket, p []byte) (n int, err error) // n < len(p) is normal
+
+	// pendingError is SO_ERROR: a failure that no call has reported yet.
+	pendingError(s socket) error
+
+	// path is what the kernel knows of the path: how many bytes the peer has not acknowledged, our
+	// FIN counted as one, and how many segments were sent again. Each is -1 where it does not say.
+	path(s socket) (unacknowledged, retransmits int)
+
+	closeWrite(s socket) error // half-closes: sends our FIN
+	close(s socket) error
+
+	listen(at netip.AddrPort) (s socket, bound netip.AddrPort, err error)
+	accept(s socket) (accepted socket, peer netip.AddrPort, err error) // non-blocking, options set
+}
+
+// These errors change what the program does, so they come bare, and their texts are the same on
+// every system. errTooManyFiles comes wrapped, with the limit.
+var (
+	errWouldBlock   = errors.New("would block") // not now
+	errReset        = errors.New("connection reset by peer")
+	errRefused      = errors.New("connection refused")
+	errTimedOut     = errors.New("timed out")
+	errNoAddress    = errors.New("cannot assign requested address") // it is not of this machine
+	errNoPort       = errors.New("no local port is free")
+	errNoMemory     = errors.New("no buffer space available")
+	errTooManyFiles = errors.New("too many open files")
+)
+
+// inputKind is what standard input is.
+type inputKind uint8
+
+const (
+	otherInput    inputKind = iota // a pipe, a socket, a device: a read may wait for somebody
+	regularFile                    // with a size above 0: a read waits for nobody
+	terminalInput                  // somebody types
+)
+
+// These assertions list what else a new system has to define.
+var (
+	_ sockets                       = system{}
+	_ func() (poller, error)        = newPoller
+	_ func() func() time.Duration   = newClock    // monotonic, finer than 0.1 ms
+	_ func() *net.Resolver          = newResolver // of this system
+	_ func(file *os.File) inputKind = kindOfInput
+	_ func(err error) bool          = readerGone       // is err that of a pipe without a reader?
+	_ time.Duration                 = terminalEOFDelay // an EOF of a terminal is believed after it
+	_ [3]os.Signal                  = [...]os.Signal{sigTerm, sigHup, sigPipe}
+)
+
+// ---- The loop ----
+
+const batchSize = 256 // events of one wait, at most
+
+// machine is a small state machine: what is known of one job, and what to do next. Most have a
+// socket. All they ever do is to take a step, and to say what they wait for after it.
 type machine interface {
-	base() *watch
-	interest() readiness     // what this state waits for; pure
-	deadline() time.Duration // on the loop's clock, or never; pure
-	ready(readiness)         // a part of the interest has come
-	expired()                // the deadline has passed
+	// step is called when something has happened that concerns the machine. ready is what its
+	// socket is said to be ready for; nothing, if it was not the socket.
+	step(ready readiness)
+
+	interest() readiness     // what the socket is watched for; a pure function of the state
+	deadline() time.Duration // when to step in any case, on the loop's clock; never, or atOnce
 }
 
-// watch is what the loop keeps about a machine.
-type watch struct {
-	*loop
-	name  string    // begins its log lines
-	sock  socket    // ours to close while open
-	armed readiness // the interest that the poller knows
-	open  bool
-	born  uint64 // the turn that opened sock
-	index int    // in loop.machines
+const (
+	never  = time.Duration(math.MaxInt64)
+	atOnce = time.Duration(0) // a deadline that has always passed: the next turn does not wait
+)
+
+// seat is a machine's place in the loop. It can hold a socket. A machine can hand its seat over,
+// socket and all, to the next machine.
+type seat struct {
+	loop    *loop
+	machine machine       // that has it at present; nil: the seat was given up
+	socket  socket        // means something while holding
+	holding bool          // there is a socket, ours to close
+	armed   readiness     // what the poller watches the socket for
+	due     time.Duration // the machine's deadline, when it was last asked
+	ready   readiness     // what has come for the socket in this turn
+	touched bool          // the seat is in loop.touched
+	index   int           // of the seat in loop.seats
 }
 
-func (w *watch) base() *watch            { return w }
-func (w *watch) deadline() time.Duration { return never }
-func (w *watch) expired()                {}
-
-// loop is one run: the platform, the machines, and what they share.
+// loop is the one place that waits. A turn has two halves. First it takes in whatever has happened:
+// events of sockets, mail from other goroutines, deadlines that have passed. All of these touch a
+// seat, and no machine acts. Then the machine of each touched seat takes a step. So two events for
+// a socket become one, a machine knows all that a turn has brought when it decides, and no socket
+// is closed while events of the same batch are still to be looked at.
+//
+// Whoever changes a machine from outside touches its seat. That is all there is to remember:
+// interest and deadline are asked after each step, and nobody else changes what is waited for.
 type loop struct {
-	options
-	poller         poller
-	net            sockets
-	clock          func() time.Duration // monotonic
-	lookup         func(host, family string, left time.Duration) ([]netip.Addr, error)
-	startInput     func(*input)
-	stdout, stderr io.Writer
+	poller  poller
+	sockets sockets
+	clock   func() time.Duration // monotonic
 
-	now, earliest time.Duration // the clock's last reading; no deadline is before earliest
-	turn          uint64        // waits so far
-	events        []event
-	buf           []byte // all sockets are read into this one
-	spare         []byte // a stand-in for it, see echo
-	machines      []machine
-	watched       map[socket]machine
-	jobs, loans   int          // unfinished connections, or -serve; goroutines that will post
-	interrupted   int          // exit status of the signal
-	addrs         []netip.Addr // of HOST
-	connectBy     time.Duration
-	tally, served tally // the client's connections; the server's
+	// now is when this turn began: the clock, as it was when wait had returned. A deadline has
+	// passed if it is not after now. To measure, or to set a deadline, one asks clock().
+	now time.Duration
 
-	mail   chan func() // the mailbox, with room for the three goroutines: none has two on their way
-	mu     sync.Mutex  // guards closed
-	closed bool        // nobody wakes the poller any more
+	earliest time.Duration    // no seat is due before
+	events   []event          // room for one batch
+	seats    []*seat          // in no order
+	holders  map[socket]*seat // the seat that holds a socket
+	touched  []*seat          // the seats whose machines step in this turn
+	stopped  bool
+	err      error                    // of the poller, which ended the loop
+	watching func(machine, readiness) // is told of each new interest; nil: nobody is
+
+	// turning is held while a turn goes on, and released in what may block: the poller, a write to
+	// standard output, a read of a regular file. A signal's goroutine takes it, to report.
+	turning sync.Mutex
+
+	mailbox sync.Mutex // guards the two below
+	mail    []func()   // posted and not yet called
+	closed  bool       // the poller is gone, and nobody reads mail any more
 }
 
-// newLoop makes a run of a platform; what it lacks, run fills in.
-func newLoop(o options, p poller, net sockets, clock func() time.Duration) *loop {
-	return &loop{options: o, poller: p, net: net, clock: clock, now: clock(), earliest: never, jobs: o.n,
-		events: make([]event, batchSize), buf: make([]byte, chunkSize), watched: make(map[socket]machine),
-		mail: make(chan func(), 3)}
+// newLoop is a loop without seats.
+func newLoop(p poller, s sockets, clock func() time.Duration) *loop {
+	return &loop{
+		poller:   p,
+		sockets:  s,
+		clock:    clock,
+		now:      clock(),
+		earliest: never,
+		events:   make([]event, batchSize),
+		holders:  make(map[socket]*seat),
+	}
 }
 
-// run starts the first machines and turns until every job is done. A turn waits once, serves each
-// socket that the poller named, lets pass the deadlines that have, and delivers the mail.
-func (l *loop) run() {
-	l.connectBy = l.after(l.connectTimeout)
-	if l.serve || l.demo {
-		l.resolve(l.listenAll)
-	}
-	if !l.serve && l.jobs > 0 {
-		l.resolve(l.connectAll)
-	}
-	for l.deliver(); l.jobs > 0; l.deliver() {
-		if len(l.watched) == 0 && l.loans == 0 && l.earliest == never {
-			panic("echomux: nothing is watched, lent or due, and the run is not over")
+// run turns until somebody sets stopped. It returns the error of a poller that has failed.
+func (l *loop) run() error {
+	l.turning.Lock()
+	defer l.turning.Unlock()
+	l.stepTouched()
+	for !l.stopped {
+		n, err := l.wait()
+		if err != nil {
+			return err
 		}
-		l.turn++
-		n, err := l.poller.wait(l.events, l.waitMs())
-		l.abort(exitLocal, err)
 		l.now = l.clock()
 		for _, ev := range l.events[:n] {
-			// An earlier event of the batch may have closed the socket, and the kernel may have
-			// given its number to a new one, to which nothing can have happened yet.
-			m := l.watched[ev.socket]
-			if m == nil || m.base().born == l.turn || ev.ready&m.base().armed == 0 {
-				continue
-			}
-			m.ready(ev.ready & m.base().armed)
-			l.settle(m)
+			l.touchHolder(ev)
 		}
-		if l.now >= l.earliest {
-			l.expire()
-		}
+		l.callMail()
+		l.touchOverdue()
+		l.stepTouched()
 	}
+	return l.err
 }
 
-// abort ends the run if err is one: what is unfinished has failed.
-func (l *loop) abort(status int, err error) {
-	if err != nil && l.jobs > 0 {
-		l.tally.count(status, err, l.jobs)
-		l.jobs = 0
-	}
+// wait sleeps until there is something to take in.
+func (l *loop) wait() (n int, err error) {
+	l.unlocked(func() {
+		n, err = l.poller.wait(l.events, l.waitMs())
+	})
+	return n, err
 }
 
-// after is the deadline d from now; it saturates.
-func (l *loop) after(d time.Duration) time.Duration { return l.now + min(d, never-l.now) }
-
-// waitMs is the time to the earliest deadline in milliseconds, -1 without one. It is rounded up: a
-// wait that ended just before the deadline would be followed by many of 0 ms.
+// waitMs is the time to the earliest deadline in milliseconds, -1 without one. It is rounded up:
+// a wait that ended just before the deadline would be followed by many of 0 ms.
 func (l *loop) waitMs() int {
 	if l.earliest == never {
 		return -1
 	}
-	return int((min(max(0, l.earliest-l.now), time.Hour) + time.Millisecond - 1) / time.Millisecond)
+	left := l.earliest - l.clock()
+	left = max(left, 0)
+	left = min(left, time.Hour)
+	return int((left + time.Millisecond - 1) / time.Millisecond)
 }
 
-// settle makes the poller and the earliest deadline agree with m's state, and is alone in that. What
-// has no interest is out of the poller, or its hang-up would be reported for ever.
-func (l *loop) settle(m machine) {
-	w := m.base()
-	if !w.open {
-		return
-	}
-	l.earliest = min(l.earliest, m.deadline())
-	was, want := w.armed, m.interest()
-	switch w.armed = want; {
-	case want == was:
-		return
-	case was == 0:
-		l.abort(exitLocal, l.poller.add(w.sock, want))
-	case want == 0:
-		l.abort(exitLocal, l.poller.remove(w.sock))
-	default:
-		l.abort(exitLocal, l.poller.modify(w.sock, want))
-	}
-	if w.verbose { // the argument would be an allocation
-		w.logf("watching for %s", [...]string{"nothing", "read only", "write only", "read and write"}[want])
+// unlocked calls f, which may block, without turning.
+func (l *loop) unlocked(f func()) {
+	l.turning.Unlock()
+	defer l.turning.Lock()
+	f()
+}
+
+// touchHolder touches the seat of the socket that ev names.
+func (l *loop) touchHolder(ev event) {
+	s := l.holders[ev.socket]
+	if s != nil { // else it is about nothing of ours
+		s.touch(ev.ready & s.armed)
 	}
 }
 
-// expire serves the deadlines that have passed and finds the earliest of the others: O(N), but
-// rare, since moving bytes move the deadlines away.
-func (l *loop) expire() {
+// callMail calls what has been posted.
+func (l *loop) callMail() {
+	l.mailbox.Lock()
+	mail := l.mail
+	l.mail = nil
+	l.mailbox.Unlock()
+	for _, letter := range mail {
+		letter()
+	}
+}
+
+// touchOverdue touches the seats that are due, as if all that they wait for had come. So a machine
+// takes a last look at its socket before it gives up: something may have come that wait did not
+// bring, since the batch was full, or since this process was stopped before it read the clock.
+// Every seat is asked, but only when the earliest deadline has passed. Those that are due count
+// again when they are armed.
+func (l *loop) touchOverdue() {
+	if l.now < l.earliest {
+		return
+	}
 	l.earliest = never
-	for i := len(l.machines) - 1; i >= 0; i-- { // backwards: close moves the last one into a gap
-		m := l.machines[i]
-		if m.deadline() <= l.now {
-			m.expired()
+	for _, s := range l.seats {
+		if s.due <= l.now {
+			s.touch(s.armed)
+		} else {
+			l.earliest = min(l.earliest, s.due)
 		}
-		l.settle(m)
 	}
 }
 
-// watch begins with m's socket s; close ends it.
-func (l *loop) watch(m machine, s socket) {
-	w := m.base()
-	w.sock, w.open, w.born, w.index = s, true, l.turn, len(l.machines)
-	l.machines, l.watched[s] = append(l.machines, m), m
+// stepTouched lets the machines of the touched seats take their steps. The list grows meanwhile,
+// since a step can touch another seat, and hands its own over by touching it.
+func (l *loop) stepTouched() {
+	for i := 0; i < len(l.touched); i++ {
+		s := l.touched[i]
+		ready := s.ready
+		s.ready = 0
+		s.touched = false
+		if s.machine != nil {
+			s.machine.step(ready)
+		}
+		stepsAgain := s.touched // it was handed over, and is armed after the next machine's step
+		if s.machine != nil && !stepsAgain {
+			s.arm()
+		}
+	}
+	clear(l.touched)
+	l.touched = l.touched[:0]
 }
 
-// close takes the socket out of the poller and closes it, in this order: closed, its number can be
-// another's. Neither failure matters, the descriptor is gone either way (close(2)).
-func (w *watch) close() {
-	if !w.open {
+// post has the loop call f, which should touch a seat. Any goroutine may post, even after the end.
+func (l *loop) post(f func()) {
+	l.mailbox.Lock()
+	defer l.mailbox.Unlock()
+	if l.closed {
 		return
 	}
-	if w.armed != 0 {
-		w.poller.remove(w.sock)
-	}
-	w.net.close(w.sock)
-	w.open, w.armed = false, 0
-	delete(w.watched, w.sock)
-	last := len(w.machines) - 1
-	w.machines[last].base().index = w.index
-	w.machines[w.index], w.machines[last] = w.machines[last], nil
-	w.machines = w.machines[:last]
-	w.logf("closed")
-}
-
-// post has the loop call f, soon. Any goroutine may post, even after the loop's end.
-func (l *loop) post(f func()) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.closed {
-		l.mail <- f
+	l.mail = append(l.mail, f)
+	if len(l.mail) == 1 { // else the wake-up for the first letter is still under way
 		l.poller.wake()
 	}
 }
 
-// deliver calls what has been posted.
-func (l *loop) deliver() {
-	for range len(l.mail) {
-		(<-l.mail)()
-	}
-}
-
-// close ends what is left of an interrupted run, then the poller.
+// close gives up what is seated, and then the poller.
 func (l *loop) close() {
-	for len(l.machines) > 0 {
-		l.machines[len(l.machines)-1].base().close()
+	for len(l.seats) > 0 {
+		l.seats[len(l.seats)-1].giveUp()
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.mailbox.Lock()
+	defer l.mailbox.Unlock()
 	l.closed = true
-	l.poller.close()
+	l.poller.close() // whatever it says, it is gone
 }
 
-// logf writes a line of -v.
-func (w *watch) logf(format string, args ...any) {
-	if w.verbose {
-		fmt.Fprintf(w.stderr, "[echomux (%d)] %s%s\n", os.Getpid(), w.name, fmt.Sprintf(format, args...))
+// after is the time d from now on. It does not overflow.
+func after(now, d time.Duration) time.Duration { return now + min(d, never-now) }
+
+// sit gives m a seat, without a socket, and a first step.
+func (l *loop) sit(m machine) *seat {
+	s := &seat{loop: l, machine: m, due: never, index: len(l.seats)}
+	l.seats = append(l.seats, s)
+	s.touch(0)
+	return s
+}
+
+// touch gives the seat's machine a step in this turn, with what has come.
+func (s *seat) touch(ready readiness) {
+	s.ready |= ready
+	if !s.touched {
+		s.touched = true
+		s.loop.touched = append(s.loop.touched, s)
 	}
 }
 
-// logData is logf for the hot path: without -v it allocates nothing.
-func (w *watch) logData(what string, p []byte) {
-	if w.verbose && len(p) > 0 {
-		w.logf("%s: %s", what, quoted(p))
+// arm asks the machine what it waits for, and has the loop and the poller wait for that.
+func (s *seat) arm() {
+	s.due = s.machine.deadline()
+	s.loop.earliest = min(s.loop.earliest, s.due)
+	if s.holding {
+		s.watch(s.machine.interest())
 	}
 }
 
-// resolve calls then with the addresses of HOST, at once for a literal, else when a goroutine has
-// them.
-func (l *loop) resolve(then func([]netip.Addr)) {
-	answer := func(addrs []netip.Addr, err error) {
-		var usable []netip.Addr
-		for _, a := range addrs {
-			a = a.Unmap() // ::ffff:192.0.2.1 is IPv4
-			if inFamily(a, l.family) && !slices.Contains(usable, a) && len(usable) < maxAddrs {
-				usable = append(usable, a)
-			}
-		}
-		if err == nil && len(usable) == 0 {
-			err = errNoFamily
-		}
-		if err != nil {
-			l.abort(statusOf(err, exitConnectTimeout, exitConnect), fmt.Errorf("lookup %s: %w", printable(l.host), err))
-			return
-		}
-		(&watch{loop: l}).logf("resolved %s to %v", printable(l.host), usable)
-		then(usable)
+// watch tells the poller what the socket is watched for from now on.
+func (s *seat) watch(want readiness) {
+	if want == s.armed {
+		return
 	}
-	if l.serve && l.host == "*" {
-		answer([]netip.Addr{netip.IPv6Unspecified(), netip.IPv4Unspecified()}, nil)
-	} else if a, err := netip.ParseAddr(l.host); err == nil {
-		_, err = zoneNumber(a.Zone())
-		answer([]netip.Addr{a}, err)
-	} else {
-		l.loans++
-		left := l.connectBy - l.now
-		go func() {
-			addrs, err := l.lookup(l.host, l.family, left)
-			l.post(func() { l.loans--; answer(addrs, err) })
-		}()
+	err := s.loop.poller.change(s.socket, s.armed, want)
+	s.armed = want
+	if err != nil {
+		s.loop.err = err
+		s.loop.stopped = true
+	}
+	if s.loop.watching != nil {
+		s.loop.watching(s.machine, want)
 	}
 }
 
-// ---- The client ----
+// hold takes a socket, which the seat will close. It is watched only after the machine's step.
+func (s *seat) hold(sock socket) {
+	s.socket = sock
+	s.holding = true
+	s.loop.holders[sock] = s
+}
 
-// state of a connection; each has one way on and one way out, which README.md draws.
-type state uint8
+// release takes the socket out of the poller and closes it, in this order: closed, its number may
+// be another's. Neither failure matters, since the descriptor is gone either way (close(2)).
+func (s *seat) release() {
+	if !s.holding {
+		return
+	}
+	if s.armed != 0 {
+		s.loop.poller.change(s.socket, s.armed, 0)
+	}
+	s.armed = 0
+	s.holding = false
+	delete(s.loop.holders, s.socket)
+	s.loop.sockets.close(s.socket)
+}
+
+// handOver gives the seat, with its socket, to m, which takes its first step in this turn.
+func (s *seat) handOver(m machine) {
+	s.machine = m
+	s.touch(0)
+}
+
+// giveUp ends the seat, and closes its socket. The last seat of the list takes its place.
+func (s *seat) giveUp() {
+	if s.machine == nil {
+		return
+	}
+	s.release()
+	s.machine = nil
+	seats := s.loop.seats
+	last := len(seats) - 1
+	seats[s.index] = seats[last]
+	seats[s.index].index = s.index
+	seats[last] = nil
+	s.loop.seats = seats[:last]
+}
+
+// ---- The log ----
+
+// logger writes the log of -v, in the form of the recipe.
+type logger struct {
+	w       io.Writer
+	verbose bool
+	prefix  string // of each line, to tell whose it is
+}
+
+func (l logger) printf(format string, args ...any) {
+	if l.verbose {
+		text := fmt.Sprintf(format, args...)
+		fmt.Fprintf(l.w, "[echomux (%d)] %s%s\n", os.Getpid(), l.prefix, text)
+	}
+}
+
+// data logs bytes. Without -v it allocates nothing, as printf would to pass its arguments.
+func (l logger) data(what string, p []byte) {
+	if l.verbose && len(p) > 0 {
+		l.printf("%s: %s", what, quoted(p))
+	}
+}
+
+// quoted renders bytes for a terminal: a quoted string for each line of text, the end left out if
+// it is long.
+func quoted(p []byte) string {
+	const most = 60
+	var words []string
+	for line := range strings.Lines(string(p[:min(len(p), most)])) {
+		words = append(words, strconv.QuoteToASCII(line))
+	}
+	text := strings.Join(words, " ")
+	if len(p) > most {
+		text += fmt.Sprintf("... (%d bytes)", len(p))
+	}
+	return text
+}
+
+// word is a word of the command line in a usage error.
+func word(text string) string { return shortened(strconv.QuoteToASCII(text)) }
+
+// shortened leaves out the middle of what is too long for a line.
+func shortened(text string) string {
+	const part = 100
+	if len(text) <= 2*part {
+		return text
+	}
+	return text[:part] + "..." + text[len(text)-part:]
+}
+
+// printable is a word that somebody else chose, fit for a terminal and for one line.
+func printable(word string) string {
+	text := strconv.QuoteToASCII(word)
+	return strings.ReplaceAll(text[1:len(text)-1], `\"`, `"`)
+}
+
+// ---- The echo server ----
+
+// server is what the connections of -serve, or of the recipe's own server, share.
+type server struct {
+	loop      *loop
+	log       logger
+	listeners []*listener
+	buffer    []byte // every socket is read into this one
+	clients   int    // accepted so far
+	failures  int    // of clients that went without their FIN
+	received  int64
+	returned  int64
+	complain  func(at netip.AddrPort, failures int, err error) // prints that accept fails
+}
 
 const (
-	connecting state = iota
-	exchanging
-	closing // all is back; draining to the peer's FIN
-	over
+	chunkSize      = 256 << 10              // bytes of one read of a socket, at most
+	acceptBatch    = 64                     // connections accepted in one step, at most
+	acceptPause    = 100 * time.Millisecond // when accept fails, say for want of descriptors
+	complaintPause = time.Minute            // between two lines about that
 )
 
-// conn is one connection of the client. goal, sent and returned are offsets into its stream.
-type conn struct {
-	watch
-	state     state
-	tried     int // addresses, so far
-	peer      netip.AddrPort
-	causes    error         // of the addresses that failed
-	since, by time.Duration // connect was called, then it was answered; deadline of connecting and closing
-
-	data                 ring
-	in                   *input // nil: data is the MESSAGEs
-	goal, sent, returned int64  // there to be sent; taken by the kernel; back (-until echo: and identical)
-	last                 bool   // nothing will follow goal
-	blocked, finSent     bool   // the kernel refused bytes; our FIN is out
-	broken               error  // ended sending before its time
-	owing                bool
-	moved                time.Duration // the idle clock's start: bytes moved, or the debt began
-
-	round      int64         // rounds begun
-	began, due time.Duration // the last one's first byte was tried; the next one may begin
+// listener is the machine that accepts connections. While accept fails it watches nothing for a
+// moment: what waits in its backlog would be reported again at once.
+type listener struct {
+	server   *server
+	seat     *seat
+	at       netip.AddrPort
+	paused   bool
+	resume   time.Duration // the end of the pause
+	failures int           // of accept, not reported yet
+	quiet    time.Duration // no complaint before
 }
 
-// interest: writing is tried before it is waited for, so writable means that the kernel refused.
-func (c *conn) interest() readiness {
-	switch {
-	case c.state == connecting:
-		return writable
-	case c.blocked:
-		return readable | writable
+// listen seats a listener.
+func (s *server) listen(at netip.AddrPort) (bound netip.AddrPort, err error) {
+	sock, bound, err := s.loop.sockets.listen(at)
+	if err != nil {
+		return bound, err
+	}
+	l := &listener{server: s, at: bound}
+	l.seat = s.loop.sit(l)
+	l.seat.hold(sock)
+	s.listeners = append(s.listeners, l)
+	s.log.printf("listening on %v", bound)
+	return bound, nil
+}
+
+func (l *listener) interest() readiness {
+	if l.paused {
+		return 0
 	}
 	return readable
 }
 
-// owed: does the peer owe us something? Only then is its silence a failure.
-func (c *conn) owed() bool {
-	return c.blocked || c.finSent || c.broken != nil || c.until == "echo" && c.returned < c.sent
-}
-
-// settled is the offset before which nothing is needed any more.
-func (c *conn) settled() int64 {
-	if c.until == "echo" {
-		return c.returned
+func (l *listener) deadline() time.Duration {
+	if l.paused {
+		return l.resume
 	}
-	return c.sent
+	return never
 }
 
-// idle: has all that there was to send done its work, and may more be sent?
-func (c *conn) idle() bool {
-	return c.settled() == c.goal && !c.finSent && c.broken == nil
-}
-
-// deadline: silence counts while something is owed, and a round begins when it is due.
-func (c *conn) deadline() time.Duration {
-	switch {
-	case c.state != exchanging:
-		return c.by
-	case c.owed():
-		return c.moved + min(c.ioTimeout, never-c.moved)
+// step accepts what waits in the backlog. After a pause the poller tells whether anybody does.
+func (l *listener) step(ready readiness) {
+	if l.paused && l.server.loop.now >= l.resume {
+		l.paused = false
 	}
-	return c.due
-}
-
-// ready takes one step in each direction that is ready.
-func (c *conn) ready(r readiness) {
-	if c.state == connecting {
-		c.connectNext(c.connected())
+	if ready == 0 {
 		return
 	}
-	if r&readable != 0 { // first: data can precede the reset that a write would run into
-		c.receive()
-	}
-	if r&writable != 0 {
-		c.blocked = false
-	}
-	c.advance()
-}
-
-// expired: the round is due, or the time of the state is up.
-func (c *conn) expired() {
-	if c.state == exchanging && !c.owed() {
-		c.advance()
-		return
-	}
-	c.ready(c.interest()) // once more: this process may have been stopped, not the peer
-	switch {
-	case c.state == over || c.deadline() > c.now:
-	case c.state == connecting:
-		c.connectNext(errTimedOut)
-	case c.state == exchanging:
-		c.fail(fmt.Errorf("%w after %v of silence (%d of %d bytes)", errTimedOut, c.ioTimeout, c.settled(), c.goal))
-	default:
-		c.logf("drained for %v: no FIN", drainTime)
-		c.finish(exitOK, nil) // the job was done before
-	}
-}
-
-// connectAll starts every connection.
-func (l *loop) connectAll(addrs []netip.Addr) {
-	l.addrs = addrs
-	for i := 0; i < l.n && l.jobs > 0; i++ {
-		c := &conn{watch: watch{loop: l}}
-		if l.n > 1 {
-			c.name = "#" + strconv.Itoa(i+1) + " "
-		}
-		c.connectNext(c.connect())
-		l.settle(c)
-	}
-}
-
-// connect makes a socket for the next address and connects it, once, without blocking. What
-// SO_SNDTIMEO does for a blocking connect on Linux alone (socket(7)) is here a wait for
-// writability with a deadline. Each address gets its share of the time that is left.
-func (c *conn) connect() error {
-	c.now = c.clock()
-	left := max(0, c.connectBy-c.now)
-	c.since, c.by = c.now, c.now+min(left, max(minTry, left/time.Duration(len(c.addrs)-c.tried)))
-	c.peer = netip.AddrPortFrom(c.addrs[c.tried], c.port)
-	c.tried++
-	s, err := c.net.openSocket(c.peer)
-	if err != nil {
-		return err
-	}
-	c.loop.watch(c, s)
-	c.logf("socket for %v", c.peer)
-	if err = c.net.setNonblock(s); err != nil {
-		return err
-	}
-	c.logf("switch to non-blocking mode")
-	if err = c.net.connect(s, c.peer); err == nil {
-		return c.connected()
-	} else if err == errWouldBlock {
-		c.logf("connect pending")
-	}
-	return err
-}
-
-// connected asks how connect ended; nil means that the exchange has begun.
-func (c *conn) connected() error {
-	local, peer, err := c.net.connectResult(c.sock)
-	if err == nil && local == peer {
-		// Without a listener, a connect whose ephemeral port is the port it asks for meets itself
-		// (RFC 9293 section 3.5, simultaneous open): a perfect, false echo.
-		return fmt.Errorf("%w (connected to itself)", errRefused)
-	} else if err != nil && err != errReset {
-		return err
-	}
-	c.now = c.clock()
-	c.tally.connect.add(c.now - c.since)
-	c.tally.place = c.peer.String()
-	c.state, c.since, c.moved = exchanging, c.now, c.now
-	c.logf("connected %v to %v", local, c.peer)
-	switch {
-	case err == errReset:
-		// Only what was connected can be reset: try no other address, read what came before.
-		c.broken = described("connect", c.peer, err)
-	case c.until == "connect":
-		c.finish(exitOK, nil)
-	case c.block == nil:
-		c.due = never
-		c.data, c.in = make(ring, ringSize), &input{conn: c, lend: make(chan []byte, 1)}
-		c.startInput(c.in)
-	default:
-		c.data = c.block
-	}
-	c.advance()
-	return nil
-}
-
-// connectNext goes on to the next address while err says that the one before has failed.
-func (c *conn) connectNext(err error) {
-	for ; err != nil && err != errWouldBlock; err = c.connect() {
-		c.watch.close()
-		err = described("connect", c.peer, err)
-		c.causes = errors.Join(c.causes, err)
-		c.logf("%v", err)
+	for i := range acceptBatch {
+		sock, peer, err := l.server.loop.sockets.accept(l.seat.socket)
 		switch {
-		case errors.Is(err, errTooManyFiles): // the connections asked for cannot all be held
-			c.abort(exitLocal, err)
+		case err == nil:
+			l.server.serve(sock, peer)
+		case err == errReset: // it left while it waited in the backlog
+		case err == errWouldBlock:
 			return
-		case c.tried == len(c.addrs):
-			c.finish(statusOf(c.causes, exitConnectTimeout, exitConnect), c.causes)
+		case i > 0: // perhaps nobody waits: Linux takes a descriptor before it looks at the backlog
+			return
+		default:
+			l.pause(err)
 			return
 		}
 	}
 }
 
-// send writes until nothing is left or the kernel refuses bytes. A short count is a refusal: the
-// next write would only be told EAGAIN.
-func (c *conn) send() {
-	for c.sent < c.goal && !c.blocked && c.broken == nil {
-		p := c.data.piece(c.sent, c.goal)
-		n, err := c.net.write(c.sock, p)
-		if err != nil && err != errWouldBlock {
-			c.broken = described("write", c.peer, err) // replies may still be readable
-			c.logf("%v", c.broken)
-			return
-		}
-		if c.blocked = n < len(p); n > 0 {
-			c.sent, c.tally.sent, c.now = c.sent+int64(n), c.tally.sent+int64(n), c.clock()
-			c.moved = c.now
-			c.logData("sent", p[:n])
-		}
+// pause stops accepting for a moment, and complains now and then.
+func (l *listener) pause(err error) {
+	now := l.server.loop.clock()
+	l.paused = true
+	l.resume = after(now, acceptPause)
+	l.failures++
+	if now >= l.quiet {
+		l.server.complain(l.at, l.failures, err)
+		l.failures = 0
+		l.quiet = after(now, complaintPause)
 	}
 }
 
-// receive reads once; level triggering reports what is left. Only a read of 0 bytes is EOF.
-func (c *conn) receive() {
-	n, err := c.net.read(c.sock, c.buf)
-	if err == io.EOF && c.in != nil {
-		c.goal = c.in.total.Load() // what was read by now had to be sent, delivered or not
+// served is the machine of one accepted connection. It reads only when all that it has read is
+// written, so a client that stops reading stops only itself, and costs one buffer at most.
+type served struct {
+	server  *server
+	seat    *seat
+	peer    netip.AddrPort
+	pending []byte // read, and refused by the kernel so far; nil: nothing
+}
+
+// serve seats an accepted connection.
+func (s *server) serve(sock socket, peer netip.AddrPort) {
+	c := &served{server: s, peer: peer}
+	c.seat = s.loop.sit(c)
+	c.seat.hold(sock)
+	s.clients++
+	s.log.printf("accepted %v", peer)
+}
+
+// interest: reading and writing take turns.
+func (c *served) interest() readiness {
+	if c.pending != nil {
+		return writable
 	}
-	switch {
-	case err == errWouldBlock:
-	case err == nil:
-		c.accept(c.buf[:n])
-	case c.state == closing: // EOF, or a failure too late to matter
-		c.logf("drained: %v", err)
-		c.finish(exitOK, nil)
-	case err == io.EOF && c.until == "eof" && c.sent == c.goal && c.broken == nil:
-		c.tally.exchange.add(c.now - c.since)
-		c.finish(exitOK, nil)
-	case err == io.EOF:
-		c.fail(fmt.Errorf("closed early (%d of %d bytes)", c.settled(), c.goal))
+	return readable
+}
+
+// deadline: a client may be silent for as long as it likes.
+func (c *served) deadline() time.Duration { return never }
+
+// step reads once and writes at once. Only what the kernel refuses waits for writability.
+func (c *served) step(ready readiness) {
+	if ready == 0 {
+		return
+	}
+	if c.pending != nil {
+		c.write(c.pending)
+		return
+	}
+	s := c.server
+	n, err := s.loop.sockets.read(c.seat.socket, s.buffer)
+	switch err {
+	case nil:
+		s.received += int64(n)
+		s.log.data("recv", s.buffer[:n])
+		c.write(s.buffer[:n])
+	case errWouldBlock:
+	case io.EOF: // all that it sent is back
+		c.end(nil)
 	default:
-		c.fail(err)
+		c.end(called("read", err))
 	}
 }
 
-// accept verifies the bytes p and hands the right ones on.
-func (c *conn) accept(p []byte) {
-	good, wrong := c.verify(p)
-	c.returned, c.tally.returned = c.returned+int64(good), c.tally.returned+int64(good)
-	c.logData("recv", p)
-	if c.n == 1 && good > 0 {
-		if _, err := c.stdout.Write(p[:good]); err != nil {
-			c.finish(exitLocal, fmt.Errorf("standard output: %w", err))
-			return
+// write sends p, and keeps what the kernel refuses.
+func (c *served) write(p []byte) {
+	s := c.server
+	n, err := s.loop.sockets.write(c.seat.socket, p)
+	if err != nil && err != errWouldBlock {
+		c.end(called("write", err))
+		return
+	}
+	s.returned += int64(n)
+	s.log.data("sent", p[:n])
+	rest := p[n:]
+	switch {
+	case len(rest) == 0:
+		c.pending = nil
+	case c.pending == nil:
+		c.pending = slices.Clone(rest) // the next connection reads into the buffer
+	default:
+		c.pending = rest
+	}
+}
+
+// end closes the connection. A client that went without its FIN is a failure.
+func (c *served) end(f *failure) {
+	if f != nil {
+		c.server.failures++
+		c.server.log.printf("%v: %v", c.peer, f)
+	}
+	c.seat.giveUp()
+	c.server.log.printf("closed %v", c.peer)
+}
+
+// ---- What flows ----
+
+// source is what there is to send on one connection: a stream, whose bytes are known by their
+// offsets. There are two: the MESSAGEs, and standard input.
+//
+//	0 ......... settled ......... sent ......... end .........
+//	  needed no    |   may have    |   taken in,   |  not there
+//	  more         |   to be read  |   not yet     |  yet
+//	               |   again       |   sent        |
+//
+// In echo a byte is settled when it is back and was compared, in eof when it is sent.
+type source interface {
+	// refill takes in what can be had. No byte before settled is needed any more.
+	refill(settled int64)
+
+	end() int64                  // the offset before which all is taken in
+	piece(from, to int64) []byte // the longest contiguous part that begins at from, up to to
+	state() inputState           // of what follows end
+	due() time.Duration          // when refill has more by the clock alone, or never
+}
+
+// inputState is what a source knows of its end.
+type inputState uint8
+
+const (
+	goesOn    inputState = iota // more rounds will begin
+	undecided                   // only the next read of standard input tells whether there is more
+	ended                       // nothing follows end
+	emptyEnd                    // nothing follows end, which is 0
+	failed                      // standard input could not be read
+)
+
+// ring holds a stream: the byte with offset n stands at n modulo the length, so no byte ever moves.
+// The MESSAGEs are a ring that is always full. Standard input passes through one in which a byte
+// gives its place to the one that comes a whole length later, once it is settled:
+//
+//	|...#########....|   and, where the stream has reached the end   |####......######|
+//	    |        |       of the ring and gone on at its begin:           |     |
+//	 settled    end                                                     end  settled
+//
+//	# kept, from settled to end      . the gap, where the next read goes
+type ring []byte
+
+// piece is the longest contiguous part from offset from, up to to.
+func (r ring) piece(from, to int64) []byte {
+	size := int64(len(r))
+	i := from % size
+	return r[i:min(size, i+to-from)]
+}
+
+// messages is the source of MESSAGEs: one block that all connections share, sent in rounds. A round
+// begins when all of the one before is settled, and no sooner than a pause after that one began.
+type messages struct {
+	clock  func() time.Duration
+	block  ring          // never changed
+	rounds int64         // in all; 0: without end
+	pause  time.Duration // from the begin of one round to that of the next
+	begun  int64         // rounds so far
+	began  time.Duration // when the last one did
+}
+
+// refill begins the next round if it is time.
+func (m *messages) refill(settled int64) {
+	if settled < m.end() || m.state() == ended {
+		return
+	}
+	now := m.clock()
+	if now >= m.due() {
+		m.begun++
+		m.began = now
+	}
+}
+
+func (m *messages) end() int64                  { return m.begun * int64(len(m.block)) }
+func (m *messages) piece(from, to int64) []byte { return m.block.piece(from, to) }
+
+func (m *messages) state() inputState {
+	if m.rounds > 0 && m.begun == m.rounds {
+		return ended
+	}
+	return goesOn
+}
+
+// due is when the next round may begin.
+func (m *messages) due() time.Duration {
+	switch {
+	case m.state() == ended:
+		return never
+	case m.begun == 0:
+		return atOnce
+	}
+	return after(m.began, m.pause)
+}
+
+const (
+	ringSize  = 1 << 20   // bytes of standard input that are kept, at most
+	inputRead = 256 << 10 // bytes of one read of it
+)
+
+// input is the source that streams standard input. A full ring stops it, so memory stays constant.
+// A regular file is read by the loop itself, since it makes nobody wait for a peer. Anything else
+// is read by a goroutine, which posts what it got: a console cannot be polled everywhere, and
+// O_NONBLOCK would stay behind in the user's shell.
+type input struct {
+	loop    *loop
+	seat    *seat // that waits for the bytes
+	spawn   func(func())
+	reader  io.Reader
+	kind    inputKind
+	ring    ring
+	taken   int64 // bytes read so far
+	reading bool  // a goroutine reads into the gap, and nobody else looks there
+	err     error // io.EOF, or why no more can be read
+}
+
+// refill reads once into the gap, or has a goroutine do so.
+func (in *input) refill(settled int64) {
+	if in.reading || in.err != nil {
+		return
+	}
+	gap := in.gap(settled)
+	switch {
+	case len(gap) == 0:
+	case in.kind == regularFile:
+		in.readNow(gap)
+	default:
+		in.readBeside(gap)
+	}
+}
+
+func (in *input) readNow(gap []byte) {
+	var n int
+	var err error
+	in.loop.unlocked(func() { n, err = in.reader.Read(gap) })
+	in.took(n, err)
+}
+
+func (in *input) readBeside(gap []byte) {
+	in.reading = true
+	in.spawn(func() {
+		n, err := in.reader.Read(gap)
+		if err == io.EOF && in.kind == terminalInput {
+			time.Sleep(terminalEOFDelay)
 		}
+		in.loop.post(func() {
+			in.reading = false
+			in.took(n, err)
+			in.seat.touch(0)
+		})
+	})
+}
+
+// gap is where the next read goes: room for a full read, or all there is up to the end of the ring.
+// Else there is none yet, and more room comes as bytes are settled.
+func (in *input) gap(settled int64) []byte {
+	size := int64(len(in.ring))
+	free := settled + size - in.taken
+	toRingEnd := size - in.taken%size
+	room := min(free, toRingEnd, inputRead)
+	if room < inputRead && room < toRingEnd {
+		return nil
 	}
-	c.now = c.clock() // a slow reader of our output is no silence of the peer
-	c.moved = c.now
-	if wrong != nil {
-		c.finish(exitExchange, described("read", c.peer, wrong))
-	} else if c.rounds() && c.returned == c.goal {
-		c.roundDone()
+	return in.ring.piece(in.taken, in.taken+room)
+}
+
+// took notes the outcome of a read.
+func (in *input) took(n int, err error) {
+	if in.err == nil { // else it has ended, or was stopped, before
+		in.taken += int64(n)
+		in.err = err
 	}
 }
 
-// verify counts the bytes of p that are the next ones due and says what is wrong with the first
-// that is not.
-func (c *conn) verify(p []byte) (good int, wrong error) {
-	if c.until != "echo" {
-		return len(p), nil
+// stop makes what was read so far all that there is.
+func (in *input) stop() { in.took(0, io.EOF) }
+
+func (in *input) end() int64                  { return in.taken }
+func (in *input) piece(from, to int64) []byte { return in.ring.piece(from, to) }
+func (in *input) due() time.Duration          { return never }
+
+func (in *input) state() inputState {
+	switch {
+	case in.err == nil:
+		return undecided
+	case in.err != io.EOF:
+		return failed
+	case in.taken == 0:
+		return emptyEnd
 	}
+	return ended
+}
+
+// mismatch is the first byte that is no echo.
+type mismatch struct {
+	at      int64 // its offset in the stream
+	surplus bool  // no byte was sent there
+	want    byte  // what was sent there
+	got     byte  // what came back
+}
+
+// compare counts the bytes of p that are those of the stream from offset from on, of which the
+// bytes before sent have been sent. The first that is not is described.
+func compare(p []byte, src source, from, sent int64) (good int, wrong *mismatch) {
 	for good < len(p) {
-		at := c.returned + int64(good)
-		if at == c.sent {
-			return good, fmt.Errorf("more came back than was sent: byte %d is %#02x: is this an echo server?", at, p[good])
+		at := from + int64(good)
+		if at == sent {
+			return good, &mismatch{at: at, surplus: true, got: p[good]}
 		}
-		want := c.data.piece(at, min(c.sent, c.returned+int64(len(p))))
+		want := src.piece(at, min(sent, from+int64(len(p))))
 		got := p[good : good+len(want)]
-		if !bytes.Equal(got, want) { // in bulk; byte by byte only where it is known to end
+		if !bytes.Equal(got, want) { // in bulk; one by one only where it is known to end
 			n := 0
 			for got[n] == want[n] {
 				n++
 			}
-			return good + n, fmt.Errorf("byte %d differs: sent %#02x, came back %#02x: is this an echo server?",
-				at+int64(n), want[n], got[n])
+			return good + n, &mismatch{at: at + int64(n), want: want[n], got: got[n]}
 		}
 		good += len(want)
 	}
 	return good, nil
 }
 
-// advance takes the steps that have become possible.
-func (c *conn) advance() {
-	if c.state != exchanging {
-		return
+func (m *mismatch) Error() string {
+	hint := "altered on the path"
+	if m.at == 0 {
+		hint = "is this an echo server?"
 	}
-	if !c.last && c.due <= c.now && c.idle() { // there is one more copy of the MESSAGEs to send
-		c.round++
-		c.last = c.round == c.count
-		c.goal += int64(len(c.data))
-		c.began, c.due = c.now, c.after(c.every)
+	if m.surplus {
+		return fmt.Sprintf("more came back than was sent: byte %d is %#02x: %s", m.at, m.got, hint)
 	}
-	c.send()
-	if c.last && c.idle() {
-		c.halfClose()
-	}
-	if owing := c.owed(); owing != c.owing {
-		c.owing, c.moved = owing, c.now
-	}
-	c.lendInput()
+	return fmt.Sprintf("byte %d differs: sent %#02x, came back %#02x: %s",
+		m.at, m.want, m.got, hint)
 }
 
-// roundDone counts the round trip: from the first byte tried to the last byte back.
-func (c *conn) roundDone() {
-	c.tally.rtt.add(c.now - c.began)
-	if c.every > 0 && !c.quiet {
-		rtt := spread{n: 1, sum: c.now - c.began}
-		fmt.Fprintf(c.stderr, "echomux: %v %sround=%d%s\n", c.peer, c.name, c.round, rtt.ms("rtt", true))
-	}
+// ---- Silence and verdict ----
+
+// idleClock measures the silence of somebody who owes something. It starts when the debt begins,
+// and again with every sign of life.
+type idleClock struct {
+	limit time.Duration // the longest silence; 0: any
+	owes  bool
+	since time.Duration // when it started; means something while owes
 }
 
-// halfClose sends our FIN behind all that was sent. After an echo the peer's is awaited for a moment:
-// closing with bytes unread would reset the peer, and a byte that comes now is one too many.
-func (c *conn) halfClose() {
-	c.finSent = true
-	c.logf("shutdown: all %d bytes are sent", c.sent)
-	if err := c.net.closeWrite(c.sock); err != nil {
-		c.broken = described("shutdown", c.peer, err)
+// setOwes notes whether anything is owed at present.
+func (c *idleClock) setOwes(owes bool, now time.Duration) {
+	if owes && !c.owes {
+		c.since = now
 	}
-	if c.until == "echo" {
-		c.tally.exchange.add(c.now - c.since)
-		c.state, c.by = closing, c.after(drainTime)
-	}
+	c.owes = owes
 }
 
-// statusOf tells a timeout and the want of descriptors from other failures. Of several addresses
-// the one furthest along decides: refused, then timed out.
-func statusOf(err error, timeout, other int) int {
+// restart notes a sign of life.
+func (c *idleClock) restart(now time.Duration) { c.since = now }
+
+func (c *idleClock) deadline() time.Duration {
+	if !c.owes || c.limit == 0 {
+		return never
+	}
+	return after(c.since, c.limit)
+}
+
+// Exit statuses. A signal's is 128 and its number.
+const (
+	exitOK             = iota // every connection did its whole job
+	exitExchange              // reset, closed early, a byte differs, more came back than was sent
+	exitUsage                 // the command line
+	exitConnect               // no such name, refused, unreachable, connected to itself
+	exitConnectTimeout        // the name's resolution included
+	exitIOTimeout             // silence while the peer owed something
+	exitLocal                 // standard input or output, nothing to send, too many open files
+)
+
+// failure is why something went wrong. Failures of one operation and status are counted together.
+type failure struct {
+	op  string
+	err error // all that is said
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+
+// called is the failure of a call on a socket, whose name stands before the error.
+func called(op string, err error) *failure {
+	return &failure{op, fmt.Errorf("%s: %w", op, withoutCall(op, err))}
+}
+
+// withoutCall is err without the name of the call that op is about.
+func withoutCall(op string, err error) error {
+	call, ok := err.(*os.SyscallError)
+	if ok && call.Syscall == op {
+		return call.Err
+	}
+	return err
+}
+
+// half is the state of one direction of a connection.
+type half uint8
+
+const (
+	isOpen   half = iota
+	hasEnded      // by a FIN: ours is out, or the peer's is read
+	isBroken      // by an error; if out is, what the peer sent before may still be there to read
+)
+
+// facts are all that a verdict rests on.
+type facts struct {
+	wrong        bool       // a byte came back that was not sent (echo)
+	outputFailed bool       // standard output has failed
+	input        inputState // of the source
+	settled      bool       // all that was taken in is settled
+	acknowledged bool       // the peer's kernel has all that was sent, our FIN included (eof)
+	out          half       // from us to the peer
+	in           half       // from the peer to us
+	silent       bool       // the peer owes something, and was silent for too long
+	inputSilent  bool       // the peer has ended, and standard input was silent for too long
+}
+
+// outcome is a verdict; goOn is that there is none yet.
+type outcome uint8
+
+const (
+	goOn outcome = iota
+	wrongByte
+	localFailure
+	nothingToSend
+	wholeJob
+	peerEnded
+	inputNotEnded
+	tooSilent
+)
+
+// judgeEcho is the verdict on -until echo: the first line that holds. It is asked after each step,
+// so it knows all that a turn has brought, and the order in which that came decides nothing.
+func judgeEcho(f facts) outcome {
+	gone := f.in != isOpen
+	// All that was read of standard input is back. If the next read is EOF the job was whole, and
+	// if it brings bytes the peer has gone too early. So that read is awaited, for a while.
+	mayBeWhole := f.settled && f.input == undecided && !f.inputSilent
 	switch {
-	case errors.Is(err, errTooManyFiles):
-		return exitLocal
-	case errors.Is(err, errTimedOut) && !errors.Is(err, errRefused):
-		return timeout
+	case f.wrong:
+		return wrongByte
+	case f.outputFailed || f.input == failed:
+		return localFailure
+	case f.input == emptyEnd:
+		return nothingToSend
+	case f.input == ended && f.settled:
+		return wholeJob
+	case gone && mayBeWhole:
+		return goOn
+	case gone:
+		return peerEnded
+	case f.silent && f.out == isBroken: // nothing more can be read of what came before
+		return peerEnded
+	case f.silent:
+		return tooSilent
 	}
-	return other
+	return goOn
 }
 
-// fail ends the connection with its first failure: a broken write before what followed from it.
-func (c *conn) fail(err error) {
-	err = cmp.Or(c.broken, described("read", c.peer, err))
-	c.finish(statusOf(err, exitIOTimeout, exitExchange), err)
+// judgeEOF is the verdict on -until eof. The peer's EOF does not end our sending: a receiver that
+// has nothing to say half-closes at once, and still wants the bytes.
+func judgeEOF(f facts) outcome {
+	switch {
+	case f.outputFailed || f.input == failed:
+		return localFailure
+	case f.in == isBroken:
+		return peerEnded
+	case f.out == isBroken && (f.in == hasEnded || f.silent):
+		return peerEnded
+	case f.out == hasEnded && f.in == hasEnded && f.acknowledged:
+		return wholeJob
+	case f.in == hasEnded && f.inputSilent:
+		return inputNotEnded
+	case f.silent:
+		return tooSilent
+	}
+	return goOn
 }
 
-// finish counts the connection and ends it.
-func (c *conn) finish(status int, err error) {
-	c.state = over
-	c.close()
-	if c.jobs > 0 { // else the run was aborted or interrupted, with this one unfinished
-		c.jobs--
-		c.tally.count(status, err, 1)
+// ---- The client ----
+
+// client is what all connections of a run share.
+type client struct {
+	loop      *loop
+	options   *options
+	world     *world
+	log       logger
+	tally     *tally
+	block     []byte        // what each connection sends; nil: standard input is streamed
+	addrs     []netip.Addr  // of HOST, in the order in which they are tried
+	port      uint16        // of HOST
+	connectBy time.Duration // the end of the time for all addresses
+	buffer    []byte        // every socket is read into this one
+	only      *connection   // where there is just one
+	roundDone func(r round) // counts a round, and prints its line
+}
+
+const (
+	startBatch = 16                     // connections begun between two looks at the poller
+	sendShare  = 1 << 20                // bytes sent in one step, at most
+	minTry     = time.Second            // for one address of several, while that much is left
+	drainTime  = 500 * time.Millisecond // for the peer's FIN after ours
+	ackPause   = 10 * time.Millisecond  // between two looks at what is not acknowledged
+)
+
+// starter is the machine that begins the connections, a few in a turn. The poller is looked at in
+// between, so that no connection's time holds that of starting all the others.
+type starter struct {
+	client *client
+	seat   *seat
+}
+
+func (s *starter) interest() readiness     { return 0 }
+func (s *starter) deadline() time.Duration { return atOnce }
+
+func (s *starter) step(readiness) {
+	c := s.client
+	for range startBatch {
+		if c.tally.begun == c.options.n {
+			s.seat.giveUp()
+			return
+		}
+		c.tally.begun++
+		c.begin(c.tally.begun)
 	}
 }
 
-// ---- Data ----
-
-// ring holds a stream of bytes by offset modulo its length. Standard input passes through one; the
-// MESSAGEs are one that is always full, read anew by each round of each connection.
-type ring []byte
-
-// piece is the longest contiguous part of the stream from offset from, up to to.
-func (r ring) piece(from, to int64) []byte {
-	i := from % int64(len(r))
-	return r[i:min(int64(len(r)), i+to-from)]
+// connection is what is known of one connection through all of its life, whichever machine has its
+// seat. The numbers are for the report.
+type connection struct {
+	client      *client
+	log         logger
+	seat        *seat
+	number      int // from 1
+	peer        netip.AddrPort
+	connected   time.Duration // when connect was answered; never: it was not
+	lastRead    time.Duration // when the last byte was read; never: none was
+	sent        int64         // bytes that the kernel took
+	returned    int64         // bytes that came back, up to the first wrong one
+	concluded   time.Duration // when the exchange had its verdict; never: it has none
+	retransmits int           // segments sent again, or -1
 }
 
-// input is standard input on its way into a connection's ring. A goroutine reads it, because files
-// and consoles cannot be polled everywhere, and O_NONBLOCK would stay behind in the user's shell.
-type input struct {
-	conn  *conn
-	lend  chan []byte
-	lent  bool
-	total atomic.Int64 // bytes read
-	err   error        // the goroutine's while a slice is lent, else the loop's
+// round is one round that is back, for the report.
+type round struct {
+	conn   *connection
+	number int64
+	took   time.Duration
 }
 
-// readAll fills each slice it is lent with one read.
-func (in *input) readAll(r io.Reader) {
-	deliver := in.deliver // made once: it is an allocation
-	for p := range in.lend {
-		n, err := r.Read(p)
-		in.total.Add(int64(n))
-		in.err = err
-		in.conn.post(deliver)
+// begin seats the machine that connects.
+func (c *client) begin(number int) {
+	conn := &connection{
+		client:      c,
+		log:         c.log,
+		number:      number,
+		connected:   never,
+		lastRead:    never,
+		concluded:   never,
+		retransmits: -1,
+	}
+	if c.options.n == 1 {
+		c.only = conn
+	} else if c.log.verbose {
+		conn.log.prefix = fmt.Sprintf("#%d ", number)
+	}
+	conn.seat = c.loop.sit(&dial{conn: conn, client: c})
+}
+
+// exchangeTime is from connected to the last byte read. If none was, it is up to the verdict, or up
+// to now if there is none either.
+func (c *connection) exchangeTime() time.Duration {
+	end := c.lastRead
+	if end == never {
+		end = min(c.concluded, c.client.loop.clock())
+	}
+	return end - c.connected
+}
+
+// finish closes the connection and counts it.
+func (c *connection) finish(status int, f *failure) {
+	c.noteRetransmits()
+	c.seat.giveUp()
+	c.log.printf("closed")
+	c.client.tally.count(status, f, 1)
+	if c.client.tally.counted() == c.client.options.n {
+		c.client.loop.stopped = true
 	}
 }
 
-// lendInput lends the ring's next gap; a full ring stops the reader, so memory stays constant.
-func (c *conn) lendInput() {
-	if c.in == nil || c.in.lent || c.last || c.broken != nil {
+// noteRetransmits asks the kernel, where the last line is about this connection alone.
+func (c *connection) noteRetransmits() {
+	if c == c.client.only && c.connected != never && c.seat.holding {
+		_, c.retransmits = c.client.loop.sockets.path(c.seat.socket)
+	}
+}
+
+// dial is the machine that connects: to one address after the other, until one answers. It waits
+// for writability, which is how a kernel says that connect is done.
+type dial struct {
+	conn   *connection
+	client *client
+	tried  int           // addresses so far
+	began  time.Duration // when connect was called for the last one
+	by     time.Duration // its deadline
+	causes []error       // why each one failed
+}
+
+func (d *dial) interest() readiness     { return writable }
+func (d *dial) deadline() time.Duration { return d.by }
+
+// errSelf is a refusal, since nobody listens.
+var errSelf = fmt.Errorf("%w (connected to itself)", errRefused)
+
+func (d *dial) step(ready readiness) {
+	if !d.conn.seat.holding {
+		d.connectNext()
 		return
 	}
-	p := c.data.piece(c.goal, c.settled()+ringSize)
-	if len(p) >= loanSize || len(p) > 0 && (c.goal+int64(len(p)))%ringSize == 0 {
-		c.in.lent = true
-		c.loans++
-		c.in.lend <- p[:min(len(p), loanSize)]
-	}
-}
-
-// deliver takes a slice back.
-func (in *input) deliver() {
-	c := in.conn
-	in.lent = false
-	c.loans--
-	c.goal = in.total.Load()
-	if c.last = in.err == io.EOF; in.err != nil && !c.last {
-		c.finish(exitLocal, fmt.Errorf("standard input: %w", in.err))
+	if ready == 0 {
 		return
 	}
-	c.advance()
-	c.settle(c)
+	local, peer, err := d.client.loop.sockets.connectResult(d.conn.seat.socket)
+	switch {
+	case err == errWouldBlock && d.client.loop.now < d.by:
+		return
+	case err == errWouldBlock:
+		err = errTimedOut
+	case err == nil && local == peer:
+		// Without a listener, a connect whose ephemeral port is the port it asks for meets itself
+		// (RFC 9293 section 3.5, simultaneous open): a perfect, false echo.
+		err = errSelf
+	}
+	if err == nil || err == errReset {
+		d.conn.log.printf("connected %v to %v", local, d.conn.peer)
+		d.succeed(err)
+		return
+	}
+	d.noteCause(err)
+	d.connectNext()
 }
 
-// ---- The echo server ----
-
-// listener accepts connections. While accept fails it stays out of the poller for a moment: what
-// waits in its backlog would be reported again at once.
-type listener struct {
-	watch
-	addr   netip.AddrPort
-	paused time.Duration // until then; never: it is not
-	silent time.Duration // no complaint until then
+// noteCause keeps why the present address has failed.
+func (d *dial) noteCause(err error) {
+	d.conn.seat.release()
+	d.causes = append(d.causes, withoutCall("connect", err))
+	d.conn.log.printf("connect %v: %v", d.conn.peer, err)
 }
 
-func (s *listener) deadline() time.Duration { return s.paused }
-func (s *listener) expired()                { s.paused = never }
-func (s *listener) interest() readiness {
-	if s.paused != never {
+// connectNext goes on to the next address that can be begun with. Without one the connection has
+// failed, and if this machine lacks something, all that were not begun yet would fail alike.
+func (d *dial) connectNext() {
+	for d.tried < len(d.client.addrs) && !d.lacks() {
+		err := d.connect()
+		if err == nil {
+			return
+		}
+		d.noteCause(err)
+	}
+	status, f := d.judge()
+	d.conn.finish(status, f)
+	if d.lacks() {
+		t := d.client.tally
+		t.count(status, f, t.n-t.begun)
+		t.begun = t.n
+		d.client.loop.stopped = true
+	}
+}
+
+// connect makes a socket for the next address and connects it, once, without blocking. Each
+// address gets its share of the time that is left.
+func (d *dial) connect() error {
+	c := d.client
+	sharers := len(c.addrs) - d.tried
+	d.conn.peer = netip.AddrPortFrom(c.addrs[d.tried], c.port)
+	d.tried++
+	s, err := c.loop.sockets.openSocket(d.conn.peer, c.options.source)
+	if err != nil {
+		return err
+	}
+	d.conn.seat.hold(s)
+	d.conn.log.printf("socket for %v", d.conn.peer)
+	err = c.loop.sockets.setNonblock(s)
+	if err != nil {
+		return err
+	}
+	d.conn.log.printf("switch to non-blocking mode")
+	d.began = c.loop.clock()
+	left := max(0, c.connectBy-d.began)
+	share := max(minTry, left/time.Duration(sharers))
+	d.by = after(d.began, min(left, share))
+	err = c.loop.sockets.connect(s, d.conn.peer)
+	if err != nil {
+		return err
+	}
+	d.conn.log.printf("connect is on its way")
+	return nil
+}
+
+// lacks: has this machine run out of what a connection needs? Then no other address helps.
+func (d *dial) lacks() bool {
+	if len(d.causes) == 0 {
+		return false
+	}
+	err := d.causes[len(d.causes)-1]
+	return errors.Is(err, errTooManyFiles) || err == errNoPort || err == errNoMemory ||
+		err == errNoAddress && d.client.options.source.IsValid()
+}
+
+// judge is the verdict on what was never connected. The address that came furthest decides:
+// refused, then timed out, then all else. Every address is named.
+func (d *dial) judge() (status int, f *failure) {
+	if d.lacks() {
+		return exitLocal, &failure{"connect", d.causes[len(d.causes)-1]}
+	}
+	texts := make([]string, len(d.causes))
+	refused := false
+	timedOut := false
+	for i, err := range d.causes {
+		texts[i] = fmt.Sprintf("%v: %v", d.client.addrs[i], err)
+		refused = refused || errors.Is(err, errRefused)
+		timedOut = timedOut || err == errTimedOut
+	}
+	status = exitConnect
+	if timedOut && !refused {
+		status = exitConnectTimeout
+	}
+	return status, &failure{"connect", errors.New(strings.Join(texts, "; "))}
+}
+
+// succeed ends connecting. If reset is not nil, there was a connection, and the peer has reset it:
+// what it sent before can still be read.
+func (d *dial) succeed(reset error) {
+	d.conn.connected = d.client.loop.clock()
+	d.client.tally.connect.add(d.conn.connected - d.began)
+	if d.client.options.until == untilConnect {
+		d.conn.finish(exitOK, nil)
+		return
+	}
+	x := newExchange(d.conn)
+	if reset != nil {
+		x.breakOut(called("connect", reset))
+	}
+	d.conn.seat.handOver(x)
+}
+
+// exchange is the machine that sends, receives and compares. It has two halves, out and in. What
+// it does only notes facts; at the end of a step one verdict is made of them.
+type exchange struct {
+	conn      *connection
+	client    *client
+	loop      *loop
+	echo      bool // -until echo; else eof
+	source    source
+	input     *input    // the source, if that is standard input
+	messages  *messages // the source, if that is the MESSAGEs
+	out       half
+	in        half
+	broke     *failure // the first that the kernel said of a half that is broken
+	blocked   bool     // the kernel has refused bytes
+	shareUsed bool     // more could be sent, but the rest of the loop has a turn first
+	wrong     *mismatch
+	outputErr error
+	idle      idleClock     // of the peer
+	inputIdle idleClock     // of standard input, once the peer has ended
+	inputEnd  int64         // end of the source when inputIdle was looked at
+	acked     int64         // offset that the peer's kernel is known to have, our FIN as one (eof)
+	ackLook   time.Duration // when to look at that again, once both halves have ended (eof)
+	moved     time.Duration // when the last byte was sent or read
+	gone      time.Duration // when the peer first was known to have ended; never: it was not
+}
+
+func newExchange(conn *connection) *exchange {
+	c := conn.client
+	x := &exchange{
+		conn:      conn,
+		client:    c,
+		loop:      c.loop,
+		echo:      c.options.until == untilEcho,
+		idle:      idleClock{limit: c.options.ioTimeout},
+		inputIdle: idleClock{limit: c.options.ioTimeout},
+		gone:      never,
+	}
+	if c.block != nil {
+		x.messages = &messages{
+			clock:  c.loop.clock,
+			block:  c.block,
+			rounds: c.options.count,
+			pause:  c.options.every,
+		}
+		x.source = x.messages
+		return x
+	}
+	x.input = &input{
+		loop:   c.loop,
+		seat:   conn.seat,
+		spawn:  c.world.spawn,
+		reader: c.world.stdin,
+		kind:   c.world.kind,
+		ring:   make(ring, ringSize),
+	}
+	x.source = x.input
+	return x
+}
+
+// interest: writing is tried before it is waited for, so writable means that the kernel refused.
+func (x *exchange) interest() readiness {
+	var want readiness
+	if x.in == isOpen {
+		want |= readable
+	}
+	if x.blocked && x.out == isOpen {
+		want |= writable
+	}
+	return want
+}
+
+// deadline is the earliest end of somebody's patience, or begin of something more to do.
+func (x *exchange) deadline() time.Duration {
+	if x.shareUsed {
+		return atOnce
+	}
+	by := min(x.idle.deadline(), x.inputIdle.deadline())
+	if x.out == isOpen && x.settled() == x.source.end() {
+		by = min(by, x.source.due())
+	}
+	if x.out == hasEnded && x.in == hasEnded {
+		by = min(by, x.ackLook)
+	}
+	return by
+}
+
+// step: what a line makes possible has to be tried below it, in the same step. No event will tell
+// of it again, and the connection would wait for ever for what has already happened.
+func (x *exchange) step(ready readiness) {
+	if ready&readable != 0 {
+		x.receive() // settles bytes, so that the ring has room, and the next round may begin
+	}
+	if ready&writable != 0 {
+		x.blocked = false
+	}
+	x.send()      // what is there, to its end if that is reached
+	x.halfClose() // after the end (eof)
+	x.countAcks() // of all that is out, our FIN included (eof)
+	x.runClocks() // for what is owed now
+	x.conclude()
+}
+
+// receive reads once; level triggering reports what is left. A read of 0 bytes is EOF. But a reset
+// is reported once, and if a write was told of it, reads say 0 as well.
+func (x *exchange) receive() {
+	n, err := x.loop.sockets.read(x.conn.seat.socket, x.client.buffer)
+	switch {
+	case err == nil:
+		x.arrived(x.client.buffer[:n])
+	case err == errWouldBlock:
+	case err == io.EOF && x.out == isBroken:
+		x.in = isBroken
+	case err == io.EOF:
+		x.in = hasEnded
+		x.conn.log.printf("the peer's FIN")
+		if !x.echo && x.input != nil && x.input.kind == terminalInput {
+			x.input.stop() // nobody types to somebody who has gone
+		}
+	default:
+		x.in = isBroken
+		x.noteBroken(called("read", err))
+	}
+	if x.in != isOpen {
+		x.gone = min(x.gone, x.loop.clock())
+	}
+}
+
+// arrived compares what was read, and hands the right bytes on. The figures end here, and only
+// then standard output is written, which can block. Its slowness is none of the peer's silence, so
+// the clock starts after it.
+func (x *exchange) arrived(p []byte) {
+	good := len(p)
+	if x.echo {
+		good, x.wrong = compare(p, x.source, x.conn.returned, x.conn.sent)
+	}
+	x.conn.lastRead = x.loop.clock()
+	x.conn.returned += int64(good)
+	x.client.tally.returned += int64(good)
+	x.conn.log.data("recv", p)
+	if x.echo && x.messages != nil && x.conn.returned == x.messages.end() && good > 0 {
+		took := x.conn.lastRead - x.messages.began
+		x.client.roundDone(round{x.conn, x.messages.begun, took})
+	}
+	if x.client.options.n == 1 && good > 0 && x.outputErr == nil {
+		x.loop.unlocked(func() { _, x.outputErr = x.client.world.stdout.Write(p[:good]) })
+	}
+	x.moved = x.loop.clock()
+	x.idle.restart(x.moved)
+}
+
+// send takes in what there is and writes it, until there is no more or the kernel refuses bytes.
+// Writing makes room in the ring, or may, so each write is followed by another look at the source.
+func (x *exchange) send() {
+	// After the peer's end no other round begins. Whether standard input has ended still matters.
+	mayTakeIn := x.in == isOpen || x.input != nil
+	// An echo that has ended returns nothing more; in eof the peer still takes bytes.
+	maySend := x.in == isOpen || !x.echo
+	x.shareUsed = false
+	for share := 0; share < sendShare; {
+		if mayTakeIn {
+			x.source.refill(x.settled())
+		}
+		if x.out != isOpen || !maySend || x.blocked || x.conn.sent == x.source.end() {
+			return
+		}
+		share += x.write()
+	}
+	x.shareUsed = true
+}
+
+// write sends once. A short count is a refusal: the next write would only be told so.
+func (x *exchange) write() int {
+	p := x.source.piece(x.conn.sent, x.source.end())
+	n, err := x.loop.sockets.write(x.conn.seat.socket, p)
+	if err != nil && err != errWouldBlock {
+		x.breakOut(called("write", err))
 		return 0
 	}
-	return readable
+	x.blocked = n < len(p)
+	x.conn.sent += int64(n)
+	x.client.tally.sent += int64(n)
+	if n > 0 {
+		x.moved = x.loop.clock()
+		x.conn.log.data("sent", p[:n])
+	}
+	return n
 }
 
-// ready accepts what waits in the backlog, a batch at most: the others' turn comes too.
-func (s *listener) ready(readiness) {
-	for range batchSize {
-		sock, peer, err := s.net.accept(s.sock)
-		switch err {
-		case nil:
-			e := &echo{watch: watch{loop: s.loop, name: s.name}, peer: peer}
-			s.loop.watch(e, sock)
-			e.logf("accepted %v", peer)
-			s.settle(e)
-		case errWouldBlock:
-			return
-		case errReset: // it left while it waited in the backlog
-		default:
-			if s.now >= s.silent { // once, not ten times a second
-				fmt.Fprintf(s.stderr, "echomux: %v\n", described("accept", s.addr, err))
-			}
-			s.paused, s.silent = s.after(acceptPause), s.after(time.Minute)
-			return
-		}
+// settled is the offset before which no byte is needed any more.
+func (x *exchange) settled() int64 {
+	if x.echo {
+		return x.conn.returned
+	}
+	return x.conn.sent
+}
+
+// breakOut ends sending before its time.
+func (x *exchange) breakOut(f *failure) {
+	x.out = isBroken
+	x.gone = min(x.gone, x.loop.clock())
+	x.noteBroken(f)
+}
+
+// noteBroken keeps the first thing that the kernel said.
+func (x *exchange) noteBroken(f *failure) {
+	x.conn.log.printf("%v", f)
+	if x.broke == nil {
+		x.broke = f
 	}
 }
 
-// listenAll starts a listener on each address. One that this kernel lacks, say IPv6, is passed over
-// while another can be served.
-func (l *loop) listenAll(addrs []netip.Addr) {
-	for i, a := range addrs {
-		s := &listener{watch: watch{loop: l, name: "server: "}, addr: netip.AddrPortFrom(a, l.port), paused: never}
-		sock, bound, err := l.net.listen(s.addr)
-		if err == errNoAddress && (l.served.place != "" || i+1 < len(addrs)) {
-			continue
-		} else if err != nil {
-			l.abort(exitLocal, described("listen", s.addr, err))
-			return
-		}
-		s.addr, l.port = bound, bound.Port() // the demo's is the kernel's choice
-		l.watch(s, sock)
-		s.logf("listening on %v", bound)
-		l.settle(s)
-		l.served.place = strings.TrimSpace(l.served.place + " " + bound.String())
+// halfClose sends our FIN behind all that was sent, so that the peer can end too (eof).
+func (x *exchange) halfClose() {
+	state := x.source.state()
+	atEnd := x.conn.sent == x.source.end() && (state == ended || state == emptyEnd)
+	if x.echo || x.out != isOpen || !atEnd {
+		return
+	}
+	x.conn.log.printf("shutdown: all %d bytes are sent", x.conn.sent)
+	err := x.loop.sockets.closeWrite(x.conn.seat.socket)
+	if err != nil {
+		x.breakOut(called("shutdown", err))
+		return
+	}
+	x.out = hasEnded
+	x.updateAcked()
+}
+
+// countAcks keeps acked (eof). An upload brings nothing back, so its one sign of life is that the
+// peer's kernel acknowledges bytes. Ours is asked for that only where it matters:
+//
+//   - Before the clock of silence starts: if all is acknowledged, nothing is owed.
+//   - When it has run out: progress since it started is a sign of life.
+//   - Once both halves have ended, every 10 ms, until the peer's kernel has all of it.
+func (x *exchange) countAcks() {
+	if x.echo || x.out == isBroken {
+		return
+	}
+	starts := !x.idle.owes && x.acked < x.offset()
+	hasRunOut := x.loop.now >= x.idle.deadline()
+	bothEnded := x.out == hasEnded && x.in == hasEnded
+	if starts || hasRunOut || bothEnded {
+		x.updateAcked()
+	}
+	if bothEnded {
+		x.ackLook = after(x.loop.clock(), ackPause)
+		x.findReset()
 	}
 }
 
-// echo is one accepted connection. It reads only when all that it has read is written, so a client
-// that stops reading stops only itself. Bytes that the kernel refused stay in the buffer they were
-// read into, and the loop reads into another one until they are gone: nothing is copied, and an
-// idle connection holds no buffer.
-type echo struct {
-	watch
-	peer          netip.AddrPort
-	pending, kept []byte // read, not yet written; the buffer that holds it
+// findReset asks for an error that came after the peer's FIN, which no read reports. Others than
+// these two are the network's word on a connection that goes on trying.
+func (x *exchange) findReset() {
+	err := x.loop.sockets.pendingError(x.conn.seat.socket)
+	if err == errReset || err == errTimedOut {
+		x.breakOut(called("read", err))
+	}
 }
 
-// interest: reading and writing take turns.
-func (e *echo) interest() readiness {
-	if len(e.pending) > 0 {
-		return writable
+// updateAcked asks how far the peer's kernel is. Where ours does not say (-1), all that was sent
+// counts as acknowledged.
+func (x *exchange) updateAcked() {
+	unacknowledged, _ := x.loop.sockets.path(x.conn.seat.socket)
+	acked := x.offset() - int64(max(0, unacknowledged))
+	if acked > x.acked {
+		x.acked = acked
+		x.idle.restart(x.loop.clock())
 	}
-	return readable
 }
 
-// ready reads once and writes at once; only what is refused waits for writability.
-func (e *echo) ready(readiness) {
-	op, n, err := "read", 0, error(nil)
-	if len(e.pending) == 0 {
-		n, err = e.net.read(e.sock, e.buf)
-		e.pending = e.buf[:n]
-		e.served.sent += int64(n)
-		e.logData("recv", e.pending)
+// offset is how much is out, counted as the path counts it: a FIN is one.
+func (x *exchange) offset() int64 {
+	if x.out == hasEnded {
+		return x.conn.sent + 1
 	}
-	if len(e.pending) > 0 {
-		op = "write"
-		n, err = e.net.write(e.sock, e.pending)
-		e.logData("sent", e.pending[:n])
-		e.pending = e.pending[n:]
-		e.served.returned += int64(n)
+	return x.conn.sent
+}
+
+// runClocks starts the clocks of silence, and stops them.
+func (x *exchange) runClocks() {
+	now := x.loop.clock()
+	x.idle.setOwes(x.peerOwes(), now)
+	x.inputIdle.setOwes(x.inputOwes(), now)
+	if x.inputEnd != x.source.end() {
+		x.inputEnd = x.source.end()
+		x.inputIdle.restart(now)
 	}
+}
+
+// peerOwes: bytes that it does not take, or that are not back, its end after ours, or whatever
+// explains a broken write.
+func (x *exchange) peerOwes() bool {
+	if x.echo && x.in != isOpen {
+		return false // nothing more can come
+	}
+	if x.blocked || x.out == isBroken {
+		return true
+	}
+	if x.echo {
+		return x.conn.returned < x.conn.sent
+	}
+	return x.acked < x.offset() || x.out == hasEnded && x.in == isOpen
+}
+
+// inputOwes: does only the next read of standard input tell how this ends?
+func (x *exchange) inputOwes() bool {
+	if x.in == isOpen || x.source.state() != undecided {
+		return false
+	}
+	return x.settled() == x.source.end() // else it is we who do not ask it, or have not sent it
+}
+
+// facts are what the verdict rests on. Whether a silence is too long is judged by the begin of the
+// turn: a deadline that has passed since then has not given the socket its last look yet.
+func (x *exchange) facts() facts {
+	now := x.loop.now
+	return facts{
+		wrong:        x.wrong != nil,
+		outputFailed: x.outputErr != nil,
+		input:        x.source.state(),
+		settled:      x.settled() == x.source.end(),
+		acknowledged: x.acked == x.offset(),
+		out:          x.out,
+		in:           x.in,
+		silent:       now >= x.idle.deadline(),
+		inputSilent:  now >= x.inputIdle.deadline(),
+	}
+}
+
+// conclude acts on the verdict.
+func (x *exchange) conclude() {
+	var verdict outcome
+	if x.echo {
+		verdict = judgeEcho(x.facts())
+	} else {
+		verdict = judgeEOF(x.facts())
+	}
+	if verdict == goOn {
+		return
+	}
+	x.conn.concluded = x.loop.clock()
+	x.client.tally.exchange.add(x.conn.exchangeTime())
 	switch {
-	case err == io.EOF: // the good end
-		e.served.ok++
-		e.close()
-	case err != nil && err != errWouldBlock:
-		e.served.failed++
-		e.logf("%v", described(op, e.peer, err))
-		e.close()
-	case len(e.pending) == 0:
-		e.pending = nil // even empty it would hold a buffer
-		if e.kept != nil {
-			e.spare, e.kept = e.kept, nil
-		}
-	case e.kept == nil:
-		e.kept, e.buf, e.spare = e.buf, e.spare, nil
-		if e.buf == nil {
-			e.buf = make([]byte, chunkSize)
-		}
+	case verdict != wholeJob:
+		x.conn.finish(x.explain(verdict))
+	case x.in == isOpen:
+		x.startDrain()
+	default:
+		x.conn.finish(exitOK, nil)
 	}
+}
+
+// startDrain half-closes after an echo, and hands over to the last machine. The job is done, and
+// only a surplus byte can change that: closing at once would reset the peer if it had one to send.
+func (x *exchange) startDrain() {
+	x.conn.log.printf("shutdown: all %d bytes are back", x.conn.returned)
+	x.loop.sockets.closeWrite(x.conn.seat.socket) // if it fails, the peer has gone already
+	x.client.tally.draining++
+	by := after(x.loop.clock(), drainTime)
+	x.conn.seat.handOver(&drain{conn: x.conn, client: x.client, by: by})
+}
+
+// errNothing is no success: under cron, or after ssh -n, standard input is /dev/null.
+var errNothing = &failure{"input", errors.New("nothing to send: give a MESSAGE, or -until connect")}
+
+// explain is what a verdict comes to, in a status and in words.
+func (x *exchange) explain(verdict outcome) (status int, f *failure) {
+	switch verdict {
+	case wrongByte:
+		if x.wrong.surplus && x.broke != nil {
+			return exitExchange, x.broke // how much was sent by then is not known
+		}
+		return exitExchange, &failure{"compare", x.wrong}
+	case localFailure:
+		return exitLocal, x.streamFailure()
+	case nothingToSend:
+		return exitLocal, errNothing
+	case inputNotEnded:
+		return exitExchange, &failure{"input", errors.New("standard input was not at its end")}
+	case tooSilent:
+		return exitIOTimeout, &failure{"silence", errors.New(x.silence())}
+	}
+	status = exitExchange
+	if x.broke != nil && errors.Is(x.broke.err, errTimedOut) {
+		status = exitIOTimeout // the kernel has lost patience before we did
+	}
+	return status, x.peerFailure()
+}
+
+// streamFailure is about the standard stream that has failed.
+func (x *exchange) streamFailure() *failure {
+	if x.outputErr == nil {
+		return &failure{"input", fmt.Errorf("standard input: %w", x.input.err)}
+	}
+	if readerGone(x.outputErr) {
+		return &failure{"output", errors.New("standard output: nobody reads it any more")}
+	}
+	return &failure{"output", fmt.Errorf("standard output: %w", x.outputErr)}
+}
+
+// peerFailure is how the peer ended.
+func (x *exchange) peerFailure() *failure {
+	idle := x.idleText()
+	switch {
+	case x.broke != nil:
+		return &failure{x.broke.op, fmt.Errorf("%w%s", x.broke.err, idle)}
+	case idle != "":
+		return &failure{"closed", fmt.Errorf("closed by the peer%s", idle)}
+	}
+	err := fmt.Errorf("closed early (%d of %d bytes)", x.settled(), x.source.end())
+	return &failure{"closed", err}
+}
+
+// idleText tells of a flow that was good, and idle when it ended: for how long, and before what.
+func (x *exchange) idleText() string {
+	if x.conn.sent == 0 || x.settled() < x.source.end() {
+		return ""
+	}
+	silence := seconds(x.gone - x.moved)
+	switch x.source.state() {
+	case goesOn:
+		return fmt.Sprintf(" after %s of silence, before round %d", silence, x.messages.begun+1)
+	case undecided:
+		return fmt.Sprintf(" after %s of silence, before standard input ended", silence)
+	}
+	return ""
+}
+
+// silence words a timeout. Where the answer to a later round never began, it tells how long the
+// flow was idle before: a device on the path may have forgotten it meanwhile.
+func (x *exchange) silence() string {
+	text := fmt.Sprintf("timed out after %v of silence (%d of %d bytes)",
+		x.idle.limit, x.settled(), x.source.end())
+	m := x.messages
+	if m != nil && m.begun > 1 && x.conn.returned == m.end()-int64(len(m.block)) {
+		idle := seconds(m.began - x.conn.lastRead)
+		text += fmt.Sprintf(", idle for %s before round %d", idle, m.begun)
+	}
+	return text
+}
+
+// drain is the machine that waits for the peer's FIN after ours, for a moment.
+type drain struct {
+	conn   *connection
+	client *client
+	by     time.Duration
+}
+
+func (d *drain) interest() readiness     { return readable }
+func (d *drain) deadline() time.Duration { return d.by }
+
+func (d *drain) step(ready readiness) {
+	if ready == 0 {
+		return
+	}
+	n, err := d.client.loop.sockets.read(d.conn.seat.socket, d.client.buffer)
+	if err == errWouldBlock && d.client.loop.now < d.by {
+		return
+	}
+	d.client.tally.draining--
+	if n > 0 {
+		wrong := &mismatch{at: d.conn.returned, surplus: true, got: d.client.buffer[0]}
+		d.conn.finish(exitExchange, &failure{"compare", wrong})
+		return
+	}
+	d.conn.log.printf("drained: %v", err)
+	d.conn.finish(exitOK, nil)
 }
 
 // ---- Names ----
 
-// Package net finds the addresses, in the way of each system: newResolver is the backend's. What is
-// left to do here is to keep what it says fit for a terminal and for an exit status.
+const maxAddrs = 128 // of a name: each is tried, and named if all fail
+
+// Package net finds the addresses, in the way of each system: newResolver is the backend's. What
+// is left to do here is to keep what it says fit for a terminal and for an exit status.
 
 var (
 	errNoName   = errors.New("no such name")
@@ -934,48 +1868,37 @@ var (
 // checkHost refuses what looks like an address and is none. Taken for a name it would be asked for
 // at a name server, which may even know an answer.
 func checkHost(host string) error {
-	if _, err := netip.ParseAddr(host); err == nil {
+	_, err := netip.ParseAddr(host)
+	if err == nil {
 		return nil
 	}
 	if strings.ContainsAny(host, "[]:") {
-		return fmt.Errorf("HOST \"%s\": is no address, and no name has [, ] or :", legible(host))
+		return fmt.Errorf("HOST %s: is no address, and no name has brackets or colons", word(host))
 	}
 	name := strings.TrimSuffix(host, ".")
 	label := name[strings.LastIndexByte(name, '.')+1:]
 	if label != "" && strings.Trim(label, "0123456789") == "" {
-		return fmt.Errorf("HOST \"%s\": is no address, and no name ends in a number", legible(host))
+		return fmt.Errorf("HOST %s: is no address, and no name ends in a number", word(host))
 	}
 	return nil
 }
 
-// lookup finds the addresses of host in a family, ip, ip4 or ip6, before ctx ends. Its errors do
-// not repeat the name; errors.Is tells errNoName, errTimedOut and errTooManyFiles.
-func lookup(
-	ctx context.Context, resolver *net.Resolver, host, family string,
-) ([]netip.Addr, error) {
-	found := []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}
-	if !isLocalhost(host) {
-		var err error
-		found, err = ask(ctx, resolver, host, family)
-		if err != nil {
-			return nil, lookupError(err)
-		}
+// resolve finds the addresses of host in a family, ip, ip4 or ip6, or of both, within a time limit,
+// 0 for none. Its errors do not repeat the name; errors.Is tells errNoName, errTimedOut and
+// errTooManyFiles.
+func resolve(host, family string, limit time.Duration) (addrs []netip.Addr, err error) {
+	if isLocalhost(host) {
+		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
 	}
-	var addrs []netip.Addr
-	failure := errNoFamily
-	for _, a := range found {
-		// Package net keeps IPv4 as ::ffff:192.0.2.1.
-		a = a.Unmap()
-		_, err := zoneNumber(a.Zone())
-		switch {
-		case err != nil:
-			failure = err
-		case inFamily(a, family):
-			addrs = append(addrs, a)
-		}
+	ctx := context.Background()
+	if limit > 0 {
+		limited, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		ctx = limited
 	}
-	if len(addrs) == 0 {
-		return nil, failure
+	addrs, err = ask(ctx, newResolver(), host, family)
+	if err != nil {
+		return nil, resolverError(err)
 	}
 	return addrs, nil
 }
@@ -985,11 +1908,6 @@ func lookup(
 func isLocalhost(host string) bool {
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	return name == "localhost" || strings.HasSuffix(name, ".localhost")
-}
-
-// inFamily: is a, which is unmapped, one of the addresses that are wanted?
-func inFamily(a netip.Addr, family string) bool {
-	return family == "ip" || a.Is4() == (family == "ip4")
 }
 
 // ask is LookupNetIP, which asks for the family that is wanted and no other, but loses zones. A
@@ -1010,8 +1928,8 @@ func ask(ctx context.Context, resolver *net.Resolver, host, family string) ([]ne
 	return addrs, err
 }
 
-// lookupError says what an error of the resolver's comes to.
-func lookupError(err error) error {
+// resolverError says what an error of the resolver's comes to.
+func resolverError(err error) error {
 	var unsuitable *net.AddrError
 	if errors.As(err, &unsuitable) {
 		return errNoFamily
@@ -1030,7 +1948,7 @@ func lookupError(err error) error {
 	if dns.Server == "" {
 		return cause
 	}
-	return fmt.Errorf("name server %s: %w", legible(dns.Server), cause)
+	return fmt.Errorf("name server %s: %w", shortened(printable(dns.Server)), cause)
 }
 
 // causeOf is the last words of an error of package net, which has many and no error number behind
@@ -1040,12 +1958,12 @@ func causeOf(text string) error {
 		return errTooManyFiles
 	}
 	words := strings.Split(text, ": ")
-	return errors.New(legible(words[len(words)-1]))
+	return errors.New(shortened(printable(words[len(words)-1])))
 }
 
-// zoneNumber is the number of an address's zone, 0 if it has none. A zone can be the name of an
+// zoneIndex is the number of an address's zone, 0 if it has none. A zone can be the name of an
 // interface (RFC 4007 section 11).
-func zoneNumber(zone string) (uint32, error) {
+func zoneIndex(zone string) (uint32, error) {
 	if zone == "" {
 		return 0, nil
 	}
@@ -1055,336 +1973,1141 @@ func zoneNumber(zone string) (uint32, error) {
 	}
 	named, err := net.InterfaceByName(zone)
 	if err != nil {
-		return 0, fmt.Errorf("zone \"%s\": %w", legible(zone), causeOf(err.Error()))
+		return 0, fmt.Errorf("zone %s: %w", word(zone), causeOf(err.Error()))
 	}
 	return uint32(named.Index), nil
 }
 
+// ---- The run of one command line ----
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+
+// run is echomux as a function; it returns the exit status.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	o, err := parse(args)
+	if err != nil {
+		fmt.Fprintf(stderr, "echomux: %v (echomux -h shows the usage)\n", err)
+		return exitUsage
+	}
+	if o.help {
+		io.WriteString(stdout, usage)
+		return exitOK
+	}
+	if o.version {
+		io.WriteString(stdout, versionLine())
+		return exitOK
+	}
+	p, err := newPoller()
+	if err == nil && !o.needsOnePoller() {
+		err = startRuntimePoller()
+	}
+	s := newSession(o, world{
+		poller:  p,
+		sockets: system{},
+		clock:   newClock(),
+		wall:    time.Now,
+		spawn:   func(f func()) { go f() },
+		resolve: resolve,
+		stdin:   stdin,
+		kind:    kindOf(stdin),
+		stdout:  stdout,
+		stderr:  stderr,
+	})
+	if err != nil {
+		s.fail(exitLocal, &failure{"poller", err})
+		return s.report()
+	}
+	s.catchSignals()
+	return s.run()
+}
+
+// startRuntimePoller has the Go runtime make its own poller, if there is room for one. The runtime
+// makes it for the first timer, say its collector's, or the first socket of package net, and ends
+// the process where descriptors have run out by then. So the sleep, which sets a timer, comes now.
+func startRuntimePoller() error {
+	room, err := newPoller()
+	if err != nil {
+		return err
+	}
+	room.close()
+	time.Sleep(time.Nanosecond)
+	return nil
+}
+
+// kindOf tells what standard input is; a test's is anything.
+func kindOf(stdin io.Reader) inputKind {
+	file, ok := stdin.(*os.File)
+	if !ok {
+		return otherInput
+	}
+	return kindOfInput(file)
+}
+
+// world is what a run meets outside. Whoever replaces it simulates.
+type world struct {
+	poller  poller
+	sockets sockets
+	clock   func() time.Duration // monotonic
+	wall    func() time.Time
+	spawn   func(f func()) // runs f beside the loop, which f must not touch
+	resolve func(host, family string, limit time.Duration) ([]netip.Addr, error)
+	stdin   io.Reader
+	kind    inputKind // of stdin
+	stdout  io.Writer
+	stderr  io.Writer
+}
+
+// session is the run of one command line.
+type session struct {
+	options     *options
+	world       *world
+	log         logger
+	loop        *loop
+	client      *client // nil with -serve
+	server      *server // with -serve, and in the recipe; else nil
+	tally       tally
+	interrupted int      // the exit status of the first signal; 0: there was none
+	failure     *failure // why the run could not begin, or go on
+	status      int      // with failure
+}
+
+func newSession(o *options, w world) *session {
+	s := &session{options: o, world: &w}
+	s.log = logger{w: w.stderr, verbose: o.verbose}
+	s.loop = newLoop(w.poller, w.sockets, w.clock)
+	s.tally.n = o.n
+	if o.verbose {
+		s.loop.watching = s.logWatching
+	}
+	if o.serve || o.demo {
+		s.server = &server{
+			loop:     s.loop,
+			log:      s.log,
+			buffer:   make([]byte, chunkSize),
+			complain: s.printComplaint,
+		}
+		s.server.log.prefix = "server: "
+	}
+	if !o.serve {
+		s.client = &client{
+			loop:      s.loop,
+			options:   o,
+			world:     s.world,
+			log:       s.log,
+			tally:     &s.tally,
+			block:     o.block,
+			port:      o.port,
+			buffer:    make([]byte, chunkSize),
+			roundDone: s.countRound,
+		}
+	}
+	return s
+}
+
+// run is the whole run. It returns the exit status.
+func (s *session) run() int {
+	s.loop.turning.Lock()
+	s.begin()
+	s.loop.turning.Unlock()
+	err := s.loop.run()
+	s.loop.turning.Lock() // whoever reports holds it for good
+	if err != nil {
+		s.fail(exitLocal, &failure{"poller", err})
+	}
+	status := s.report()
+	s.loop.close()
+	return status
+}
+
+// begin seats the first machines. HOST is looked up by one, and another reads standard input
+// where that has to be known as a whole; each leads on to the next.
+func (s *session) begin() {
+	if s.options.progress > 0 && !s.options.quiet {
+		s.showProgress()
+	}
+	switch {
+	case s.options.serve:
+		s.withAddresses(s.listenAll)
+	case s.options.demo:
+		s.withAddresses(s.connectToServer)
+	case s.options.gathers():
+		s.gather()
+	default:
+		s.withAddresses(s.connectAll)
+	}
+}
+
+// fail ends the run before its time.
+func (s *session) fail(status int, cause *failure) {
+	s.status = status
+	s.failure = cause
+	s.loop.stopped = true
+}
+
+// interrupt ends the run because of the first signal, with the exit status that belongs to it.
+func (s *session) interrupt(status int) {
+	if s.interrupted == 0 {
+		s.interrupted = status
+		s.loop.stopped = true
+	}
+}
+
+// signalLimit is from a signal to the end of the process, whatever that is stuck in.
+const signalLimit = 450 * time.Millisecond
+
+// catchSignals makes the first SIGINT, SIGTERM or SIGHUP end the process with the line so far, and
+// later ones do nothing: timeout(1) signals a process and then its group. What was ignored at
+// start stays ignored where Go can know that, which is for SIGINT and SIGHUP (os/signal).
+func (s *session) catchSignals() {
+	signal.Ignore(sigPipe) // a closed standard output is an error to report, not a silent death
+	caught := make(chan os.Signal, 1)
+	for _, sig := range []os.Signal{os.Interrupt, sigTerm, sigHup} {
+		if !signal.Ignored(sig) {
+			signal.Notify(caught, sig)
+		}
+	}
+	go func() {
+		s.endBy(statusOfSignal(<-caught))
+	}()
+}
+
+// endBy ends the process because of a signal. It reports in the loop's place as soon as no turn is
+// under way: the loop may be stuck in a write to standard output, or in a file system that hangs.
+// If it is stuck in standard error, the time limit holds. Where descriptors have run out there is
+// no limit: for its timer the Go runtime might want one, and end the process otherwise.
+func (s *session) endBy(status int) {
+	atLast := status
+	if s.options.serve {
+		atLast = exitOK // as far as anybody can tell without the lock, it listens
+	}
+	if startRuntimePoller() == nil {
+		time.AfterFunc(signalLimit, func() { os.Exit(atLast) })
+	}
+	s.loop.turning.Lock()
+	s.interrupt(status)
+	os.Exit(s.report())
+}
+
+// statusOfSignal is 128 and the signal's number, as shells have it.
+func statusOfSignal(sig os.Signal) int {
+	switch sig {
+	case sigTerm:
+		return 143
+	case sigHup:
+		return 129
+	}
+	return 130
+}
+
+// errand is the machine that waits for what is done beside the loop because it blocks. The deadline
+// is the loop's, so it holds whatever the work is stuck in.
+type errand struct {
+	session *session
+	seat    *seat
+	done    bool
+	by      time.Duration
+	then    func(done bool) // is called once: when the work is done, or its time is up
+}
+
+// errand has work done and then calls then. What work finds out it leaves in variables of its
+// caller's, which then may read if done.
+func (s *session) errand(work func(), by time.Duration, then func(done bool)) {
+	e := &errand{session: s, by: by, then: then}
+	e.seat = s.loop.sit(e)
+	s.world.spawn(func() {
+		work()
+		s.loop.post(func() {
+			e.done = true
+			e.seat.touch(0)
+		})
+	})
+}
+
+func (e *errand) interest() readiness     { return 0 }
+func (e *errand) deadline() time.Duration { return e.by }
+
+func (e *errand) step(readiness) {
+	if e.done || e.session.loop.now >= e.by {
+		e.seat.giveUp()
+		e.then(e.done)
+	}
+}
+
+// gather reads standard input to its end, however long that takes: with rounds, or with several
+// connections, all of it is sent more than once.
+func (s *session) gather() {
+	var data []byte
+	var err error
+	read := func() { data, err = io.ReadAll(io.LimitReader(s.world.stdin, ringSize+1)) }
+	s.errand(read, never, func(bool) {
+		switch {
+		case err != nil:
+			s.fail(exitLocal, &failure{"input", fmt.Errorf("standard input: %w", err)})
+		case len(data) > ringSize:
+			s.fail(exitLocal, &failure{"input", errTooMuch})
+		case len(data) == 0 && s.options.until == untilEcho:
+			s.fail(exitLocal, errNothing)
+		default:
+			s.client.block = data
+			s.withAddresses(s.connectAll)
+		}
+	})
+}
+
+var errTooMuch = fmt.Errorf("standard input: more than %d bytes cannot be sent again", ringSize)
+
+// withAddresses calls then with the addresses of HOST: at once for a literal, else when they are
+// there.
+func (s *session) withAddresses(then func([]netip.Addr)) {
+	limit := s.options.connectTimeout
+	by := never
+	if limit > 0 {
+		by = after(s.loop.clock(), limit)
+	}
+	if s.client != nil {
+		s.client.connectBy = by
+	}
+	if s.options.host == "" { // -serve on every address
+		s.found([]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}, then)
+		return
+	}
+	literal, err := netip.ParseAddr(s.options.host)
+	if err == nil {
+		s.found([]netip.Addr{literal}, then)
+		return
+	}
+	var addrs []netip.Addr
+	ask := func() { addrs, err = s.world.resolve(s.options.host, s.options.family, limit) }
+	s.errand(ask, by, func(done bool) {
+		switch {
+		case !done:
+			s.notFound(errTimedOut)
+		case err != nil:
+			s.notFound(err)
+		default:
+			s.found(addrs, then)
+		}
+	})
+}
+
+// notFound ends the run: HOST has no address.
+func (s *session) notFound(err error) {
+	status := exitConnect
+	switch {
+	case errors.Is(err, errTimedOut):
+		status = exitConnectTimeout
+	case errors.Is(err, errTooManyFiles):
+		status = exitLocal
+	}
+	host := shortened(printable(s.options.host))
+	s.fail(status, &failure{"lookup", fmt.Errorf("lookup %s: %w", host, err)})
+}
+
+// found goes on with the addresses that can be used: unmapped (::ffff:192.0.2.1 is IPv4), of the
+// family asked for, which is also that of -source, with a zone that is one of ours, each once.
+func (s *session) found(addrs []netip.Addr, then func([]netip.Addr)) {
+	var usable []netip.Addr
+	unusable := errNoFamily
+	for _, a := range addrs {
+		a = a.Unmap()
+		_, err := zoneIndex(a.Zone())
+		switch {
+		case err != nil:
+			unusable = err
+		case s.options.takes(a) && !slices.Contains(usable, a) && len(usable) < maxAddrs:
+			usable = append(usable, a)
+		}
+	}
+	if len(usable) == 0 {
+		s.notFound(unusable)
+		return
+	}
+	s.log.printf("resolved %s to %v", shortened(printable(s.options.host)), usable)
+	then(usable)
+}
+
+// connectToServer is the recipe: the server is this program's own.
+func (s *session) connectToServer(addrs []netip.Addr) {
+	s.listenAll(addrs)
+	if s.failure == nil {
+		s.client.port = s.server.listeners[0].at.Port()
+		s.connectAll(addrs)
+	}
+}
+
+// connectAll begins the connections.
+func (s *session) connectAll(addrs []netip.Addr) {
+	s.client.addrs = addrs
+	st := &starter{client: s.client}
+	st.seat = s.loop.sit(st)
+}
+
+// portTries is how often the kernel may choose a port for -serve 0.
+const portTries = 20
+
+// listenAll starts a listener on each address. One that this kernel lacks, say IPv6, is passed
+// over while another can be served. The kernel's choice of a port for one address may be taken at
+// the next, and then another choice is tried.
+func (s *session) listenAll(addrs []netip.Addr) {
+	for range portTries {
+		err := s.listenOnce(addrs)
+		if err == nil {
+			return
+		}
+		if s.options.port != 0 || len(s.server.listeners) == 0 {
+			s.fail(exitLocal, &failure{"listen", err})
+			return
+		}
+		for _, l := range s.server.listeners {
+			l.seat.giveUp()
+		}
+		s.server.listeners = nil
+	}
+	s.fail(exitLocal, &failure{"listen", errors.New("no port is free at every address")})
+}
+
+// listenOnce listens at each address, on one port.
+func (s *session) listenOnce(addrs []netip.Addr) error {
+	port := s.options.port
+	var lacking error
+	for _, a := range addrs {
+		at := netip.AddrPortFrom(a, port)
+		bound, err := s.server.listen(at)
+		if err == errNoAddress {
+			lacking = fmt.Errorf("listen %v: %w", at, err)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("listen %v: %w", at, err)
+		}
+		port = bound.Port()
+	}
+	if len(s.server.listeners) == 0 {
+		return lacking
+	}
+	for _, l := range s.server.listeners {
+		s.printListening(l.at)
+	}
+	return nil
+}
+
+// progress is the machine that prints a line now and then.
+type progress struct {
+	session  *session
+	due      time.Duration
+	since    time.Duration // of the line before
+	sent     int64         // by then
+	returned int64         // by then
+}
+
+func (s *session) showProgress() {
+	now := s.loop.clock()
+	s.loop.sit(&progress{session: s, since: now, due: after(now, s.options.progress)})
+}
+
+func (p *progress) interest() readiness     { return 0 }
+func (p *progress) deadline() time.Duration { return p.due }
+
+func (p *progress) step(readiness) {
+	s := p.session
+	now := s.loop.clock()
+	if s.loop.now < p.due {
+		return
+	}
+	moved := max(s.tally.sent-p.sent, s.tally.returned-p.returned)
+	s.printProgress(moved, now-p.since)
+	p.sent = s.tally.sent
+	p.returned = s.tally.returned
+	p.since = now
+	p.due = after(now, s.options.progress)
+}
+
 // ---- The command line ----
+
+// untilKind is what makes a connection's job whole.
+type untilKind uint8
+
+const (
+	untilEcho    untilKind = iota // every byte came back, identical
+	untilEOF                      // all is sent, and the peer has ended too
+	untilConnect                  // there is a connection
+)
 
 // options are the command line, checked.
 type options struct {
-	connectTimeout, ioTimeout, every time.Duration
-	until, family, host              string // family: ip, ip4 or ip6, the words of package net
-	n                                int
-	count                            int64
-	verbose, quiet, serve, demo      bool
-	help                             bool
-	port                             uint16
-	block                            []byte // the MESSAGEs; nil: standard input
+	connectTimeout time.Duration // 0: no limit
+	ioTimeout      time.Duration // 0: no limit
+	until          untilKind
+	n              int
+	count          int64 // 0: without end
+	every          time.Duration
+	progress       time.Duration // 0: no lines
+	source         netip.Addr    // invalid: the kernel chooses
+	family         string        // ip, ip4 or ip6, the words of package net
+	verbose        bool
+	quiet          bool
+	serve          bool
+	demo           bool
+	help           bool
+	version        bool
+	host           string // "": every address (-serve)
+	port           uint16 // 0: the kernel chooses (-serve)
+	block          []byte // the MESSAGEs; nil: standard input
 }
 
-const usage = `usage: echomux [flags] HOST PORT [MESSAGE ...]   all that is sent has to come back
-       echomux -serve [HOST] PORT               be the echo server
-       echomux                                  the demo: both ends in one loop
-
+const usage = `usage: echomux [flags] HOST PORT [MESSAGE ...]  what is sent has to come back
+       echomux -serve [HOST] PORT              be the echo server
+       echomux                                 the recipe: both ends in one loop
 Each MESSAGE is sent with a newline; without one, standard input is sent.
-
-  -connect-timeout 3.5s  from name to connection, all addresses together
-  -io-timeout 5.5s       longest silence while the peer owes something
-  -until echo            when the job is done: connect, as soon as there is a connection;
-                         echo, every byte came back; eof, half-close and read to the end
-  -n 1                   connections at once, each with the same MESSAGEs
-  -count 1               rounds of the MESSAGEs on each connection; 0: until Ctrl-C
-  -every 0s              a round starts no sooner than this after the one before
+  -connect-timeout 3.5s  name to connection, all addresses together; 0: no limit
+  -io-timeout 5.5s       longest silence while the peer owes something; 0: none
+  -until echo            done when: connect, there is a connection; echo, every
+                         byte is back; eof, all is sent and the peer ended too
+  -n 1                   connections at once
+  -count 1               rounds on each connection; 0: until Ctrl-C
+  -every 0s              between the starts of two rounds; each is a line
+  -progress 0s           a line of progress this often
+  -source ADDRESS        connect from this local address
   -4, -6                 one address family
   -v, -q                 log every step; print only failures
-
-exit status: 0 every connection did its whole job; 1 the exchange went wrong; 2 usage;
-3 not connected; 4 connect timeout; 5 I/O timeout; 6 local failure; 130, 143 interrupted
+  -version               what this binary is
+exit status: 0 every connection did its whole job; 1 the exchange went wrong;
+2 usage; 3 not connected; 4 connect timeout; 5 I/O timeout; 6 local failure;
+130, 143, 129 interrupted. The rest is in README.md.
 `
 
 // parse checks the command line. Its errors name the word that is wrong.
-func parse(args []string) (o options, err error) {
-	words, err := parseFlags(args, &o)
-	if err != nil || o.help {
+func parse(args []string) (*options, error) {
+	o := &options{}
+	words, err := o.parseFlags(args)
+	if err == flag.ErrHelp {
+		o.help = true
+		return o, nil
+	}
+	if err != nil || o.version {
 		return o, err
 	}
 	switch {
 	case len(words) == 0 && !o.serve:
-		o.demo, o.verbose = true, !o.quiet
-		words = []string{"127.0.0.1", "0", "data1", "data2"}
+		o.demo = true
+		o.verbose = o.verbose || !o.quiet
+		o.block = []byte("data1\ndata2\n")
+		o.host = "127.0.0.1"
 		if o.family == "ip6" {
-			words[0] = "::1"
+			o.host = "::1"
 		}
-	case len(words) == 1 && o.serve:
-		words = []string{"*", words[0]} // every address
-	case len(words) < 2:
-		return o, fmt.Errorf("PORT is missing after %q", words)
-	}
-	if err = checkHost(words[0]); err != nil {
-		return o, err
-	}
-	for _, m := range words[2:] {
-		o.block = append(append(o.block, m...), '\n')
-	}
-	port, err := strconv.ParseUint(words[1], 10, 16)
-	o.host, o.port = words[0], uint16(port)
-	for _, rule := range []struct {
-		broken bool
-		format string
-		word   any
-	}{
-		{o.connectTimeout <= 0, "-connect-timeout %v: must be above zero", o.connectTimeout},
-		{o.ioTimeout <= 0, "-io-timeout %v: must be above zero", o.ioTimeout},
-		{o.every < 0, "-every %v: must not be below zero", o.every},
-		{o.n < 1, "-n %v: must be above zero", o.n},
-		{o.count < 0, "-count %v: must not be below zero", o.count},
-		{!slices.Contains([]string{"connect", "echo", "eof"}, o.until), "-until %q: must be connect, echo or eof", o.until},
-		{o.rounds() && o.until != "echo", "-until %v: -count and -every need echo", o.until},
-		{o.block == nil && o.n > 1 && o.until != "connect" && !o.serve, "-n %v needs a MESSAGE", o.n},
-		{o.block == nil && o.count != 1 && !o.serve, "-count %v needs a MESSAGE", o.count},
-		{o.block == nil && o.every > 0 && !o.serve, "-every %v needs a MESSAGE", o.every},
-		{o.serve && (o.n > 1 || o.rounds() || o.until != "echo"), "-serve does not go with %v", "-n, -count, -every or -until"},
-		{o.serve && len(words) > 2, "-serve takes [HOST] PORT, not %q", words},
-		{o.host == "", "HOST %q: must not be empty", o.host},
-		{!o.demo && (err != nil || port == 0), "PORT %q: must be a number from 1 to 65535", words[1]},
-	} {
-		if rule.broken {
-			return o, fmt.Errorf(rule.format, rule.word)
-		}
-	}
-	return o, nil
-}
-
-// parseFlags sets the options that args begin with, and returns the words that follow them.
-func parseFlags(args []string, o *options) (words []string, err error) {
-	flags := flag.NewFlagSet("echomux", flag.ContinueOnError)
-	// It would print its errors by itself, and with each a usage of its own making.
-	flags.SetOutput(io.Discard)
-	flags.DurationVar(&o.connectTimeout, "connect-timeout", 3500*time.Millisecond, "")
-	flags.DurationVar(&o.ioTimeout, "io-timeout", 5500*time.Millisecond, "")
-	flags.DurationVar(&o.every, "every", 0, "")
-	flags.StringVar(&o.until, "until", "echo", "")
-	flags.IntVar(&o.n, "n", 1, "")
-	flags.Int64Var(&o.count, "count", 1, "")
-	flags.BoolVar(&o.verbose, "v", false, "")
-	flags.BoolVar(&o.quiet, "q", false, "")
-	flags.BoolVar(&o.serve, "serve", false, "")
-	four := flags.Bool("4", false, "")
-	six := flags.Bool("6", false, "")
-	err = flags.Parse(args)
-	if err == flag.ErrHelp {
-		o.help = true
-		return nil, nil
+	default:
+		words, err = o.parsePlace(words)
 	}
 	if err != nil {
-		// It quotes the words that it found as they are.
-		return nil, errors.New(legible(err.Error()))
+		return o, err
 	}
-	if *four && *six {
+	err = o.parseMessages(words)
+	if err != nil {
+		return o, err
+	}
+	return o, o.check()
+}
+
+// parseFlags reads the flags, and returns the words after them.
+func (o *options) parseFlags(args []string) (words []string, err error) {
+	o.connectTimeout = 3500 * time.Millisecond
+	o.ioTimeout = 5500 * time.Millisecond
+	set := flag.NewFlagSet("echomux", flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	set.Func("connect-timeout", "", setTime(&o.connectTimeout))
+	set.Func("io-timeout", "", setTime(&o.ioTimeout))
+	set.Func("until", "", o.setUntil)
+	set.IntVar(&o.n, "n", 1, "")
+	set.Int64Var(&o.count, "count", 1, "")
+	set.Func("every", "", setTime(&o.every))
+	set.Func("progress", "", setTime(&o.progress))
+	set.Func("source", "", o.setSource)
+	four := set.Bool("4", false, "")
+	six := set.Bool("6", false, "")
+	set.BoolVar(&o.verbose, "v", false, "")
+	set.BoolVar(&o.quiet, "q", false, "")
+	set.BoolVar(&o.serve, "serve", false, "")
+	set.BoolVar(&o.version, "version", false, "")
+	err = set.Parse(args)
+	if err != nil && err != flag.ErrHelp {
+		err = errors.New(shortened(printable(err.Error())))
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case *four && *six:
 		return nil, errors.New("-4 and -6 exclude each other")
-	}
-	o.family = "ip"
-	if *four {
+	case *four:
 		o.family = "ip4"
-	}
-	if *six {
+	case *six:
 		o.family = "ip6"
+	default:
+		o.family = "ip"
 	}
-	return flags.Args(), nil
+	return set.Args(), nil
 }
 
-// brief: is the run a single round of MESSAGEs to an address? It needs no name, and is over before
-// descriptors or the runtime's timers matter.
-func (o *options) brief() bool {
+// setTime reads a duration, which may not be below zero.
+func setTime(d *time.Duration) func(word string) error {
+	return func(word string) error {
+		value, err := time.ParseDuration(word)
+		if err != nil || value < 0 {
+			return errors.New("must be a time with its unit, such as 3.5s")
+		}
+		*d = value
+		return nil
+	}
+}
+
+func (o *options) setUntil(word string) error {
+	switch word {
+	case "echo":
+		o.until = untilEcho
+	case "eof":
+		o.until = untilEOF
+	case "connect":
+		o.until = untilConnect
+	default:
+		return errors.New("must be connect, echo or eof")
+	}
+	return nil
+}
+
+func (o *options) setSource(word string) error {
+	a, err := netip.ParseAddr(word)
+	if err != nil {
+		return errors.New("must be an IP address")
+	}
+	o.source = a.Unmap()
+	return nil
+}
+
+// takes: is a of the family asked for, and of that of -source?
+func (o *options) takes(a netip.Addr) bool {
+	if o.source.IsValid() && o.source.Is4() != a.Is4() {
+		return false
+	}
+	return o.family == "ip" || a.Is4() == (o.family == "ip4")
+}
+
+// parsePlace reads HOST PORT, which may be one word, and returns the words after it. -serve does
+// without HOST.
+func (o *options) parsePlace(words []string) (rest []string, err error) {
+	if len(words) == 0 {
+		return nil, errors.New("PORT is missing after -serve")
+	}
+	host, port, joined, err := splitPlace(words[0])
+	rest = words[1:]
+	switch {
+	case err != nil:
+		return nil, err
+	case joined:
+	case o.serve && len(rest) == 0 && !strings.Contains(words[0], ":"):
+		port = host
+		host = ""
+		joined = true
+	case len(rest) == 0:
+		return nil, fmt.Errorf("PORT is missing after %s", word(words[0]))
+	default:
+		port = rest[0]
+		rest = rest[1:]
+	}
+	everywhere := o.serve && joined && host == ""
+	if host == "" && !everywhere {
+		return nil, fmt.Errorf("%s: HOST must not be empty", word(words[0]))
+	}
+	if o.serve && len(rest) > 0 {
+		return nil, fmt.Errorf("-serve takes [HOST] PORT, and not %s too", word(rest[0]))
+	}
+	if !everywhere {
+		err = checkHost(host)
+	}
+	if err != nil {
+		return nil, err
+	}
+	o.host = host
+	return rest, o.setPort(port)
+}
+
+// splitPlace takes apart HOST:PORT with exactly one colon, [HOST]:PORT and [HOST]. Every other
+// word is HOST alone.
+func splitPlace(place string) (host, port string, joined bool, err error) {
+	if strings.HasPrefix(place, "[") {
+		inner, after, closed := strings.Cut(place[1:], "]")
+		_, noAddress := netip.ParseAddr(inner)
+		if !closed || noAddress != nil || after != "" && after[0] != ':' {
+			return "", "", false, fmt.Errorf("%s: must be [ADDRESS] or [ADDRESS]:PORT", word(place))
+		}
+		return inner, strings.TrimPrefix(after, ":"), after != "", nil
+	}
+	if strings.Count(place, ":") == 1 {
+		host, port, _ = strings.Cut(place, ":")
+		return host, port, true, nil
+	}
+	return place, "", false, nil
+}
+
+// setPort: with -serve 0 is the kernel's choice.
+func (o *options) setPort(text string) error {
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || port == 0 && !o.serve {
+		return fmt.Errorf("PORT %s: must be a number from 1 to 65535", word(text))
+	}
+	o.port = uint16(port)
+	return nil
+}
+
+// parseMessages makes the block that is sent of the words after PORT. One that looks like a flag
+// is one that was put in the wrong place, unless -- has said that no flags follow.
+func (o *options) parseMessages(words []string) error {
+	escaped := len(words) > 0 && words[0] == "--"
+	if escaped {
+		words = words[1:]
+	}
+	for _, message := range words {
+		if len(message) > 1 && message[0] == '-' && !escaped {
+			return fmt.Errorf("%s: flags precede HOST; to send it, put -- after PORT",
+				word(message))
+		}
+		o.block = append(o.block, message...)
+		o.block = append(o.block, '\n')
+	}
+	return nil
+}
+
+// countsRounds: is the run made of rounds? A single sending of the MESSAGEs is called none.
+func (o *options) countsRounds() bool { return o.count != 1 }
+
+// gathers: is standard input read as a whole, because it is sent more than once?
+func (o *options) gathers() bool {
+	return o.block == nil && o.until != untilConnect && (o.n > 1 || o.countsRounds())
+}
+
+// streams: is standard input sent as it comes?
+func (o *options) streams() bool {
+	return o.block == nil && o.until != untilConnect && !o.gathers() && !o.serve
+}
+
+// needsOnePoller: is this run so short, and so few its descriptors, that the Go runtime will not
+// need a poller of its own?
+func (o *options) needsOnePoller() bool {
 	_, err := netip.ParseAddr(o.host)
-	return err == nil && o.block != nil && o.n == 1 && !o.rounds() && !o.serve
+	isLiteral := err == nil
+	return isLiteral && !o.serve && o.n == 1 && !o.countsRounds() && !o.streams() && o.progress == 0
 }
 
-// rounds: is the run made of rounds?
-func (o *options) rounds() bool { return o.count != 1 || o.every > 0 }
+// check holds what every word allows against the others.
+func (o *options) check() error {
+	switch {
+	case o.n < 1:
+		return fmt.Errorf("-n %v: must be above zero", o.n)
+	case o.count < 0:
+		return fmt.Errorf("-count %v: must not be below zero", o.count)
+	case o.quiet && o.verbose:
+		return errors.New("-q and -v exclude each other")
+	case o.serve:
+		return o.checkServe()
+	case o.countsRounds() && o.until != untilEcho:
+		return errors.New("-count needs -until echo")
+	case o.every > 0 && o.until != untilEcho:
+		return errors.New("-every needs -until echo")
+	case o.every > 0 && o.streams():
+		return errors.New("-every needs a -count other than 1, or a MESSAGE")
+	case o.until == untilConnect && o.block != nil && !o.demo:
+		return errors.New("-until connect sends nothing, and takes no MESSAGE")
+	}
+	return nil
+}
+
+// checkServe: an echo server takes what comes.
+func (o *options) checkServe() error {
+	for _, rule := range []struct {
+		broken bool
+		name   string
+	}{
+		{o.n != 1, "-n"},
+		{o.count != 1, "-count"},
+		{o.every != 0, "-every"},
+		{o.progress != 0, "-progress"},
+		{o.until != untilEcho, "-until"},
+		{o.source.IsValid(), "-source"},
+	} {
+		if rule.broken {
+			return fmt.Errorf("-serve does not go with %s", rule.name)
+		}
+	}
+	return nil
+}
+
+// version is what the linker is told with -X main.version=...
+var version string
+
+// versionLine says what this binary is, from the information that the build left in it.
+func versionLine() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		info = &debug.BuildInfo{}
+	}
+	settings := make(map[string]string)
+	for _, setting := range info.Settings {
+		settings[setting.Key] = setting.Value
+	}
+	commit := cmp.Or(settings["vcs.revision"], "unknown")
+	if settings["vcs.modified"] == "true" {
+		commit += "+modified"
+	}
+	static := "not known to be static"
+	if settings["GOOS"] == "linux" && settings["CGO_ENABLED"] == "0" {
+		static = "static"
+	}
+	return fmt.Sprintf("echomux %s commit %s %s %s/%s %s\n", cmp.Or(version, commit), commit,
+		info.GoVersion, settings["GOOS"], settings["GOARCH"], static)
+}
 
 // ---- The report ----
 
-// tally is what connections came to.
-type tally struct {
-	place                  string // of the peer, or where the server listens
-	ok, failed, status     int    // status: of the first failure in time
-	sent, returned         int64
-	connect, exchange, rtt spread
-	causes                 []string
-	times                  map[string]int // of each cause
+// byBadness are the exit statuses of connections. The worst that any of them has is the run's.
+var byBadness = []int{
+	exitOK, exitConnect, exitConnectTimeout, exitIOTimeout, exitExchange, exitLocal,
 }
 
-// count adds n connections that ended with err, nil for a whole job.
-func (t *tally) count(status int, err error, n int) {
-	if err == nil {
+// worse: is status a worse one than other?
+func worse(status, other int) bool {
+	return slices.Index(byBadness, status) > slices.Index(byBadness, other)
+}
+
+// maxCauses is how many causes of failure a run tells.
+const maxCauses = 10
+
+// causeCount is what some connections failed of.
+type causeCount struct {
+	status int
+	op     string
+	text   string // of the first
+	n      int
+}
+
+// tally is what the client's connections came to. Its size does not depend on their number.
+type tally struct {
+	n        int // connections in all
+	begun    int
+	draining int // with a verdict, which is success, and not yet closed
+	ok       int
+	failures int
+	status   int // the worst
+	sent     int64
+	returned int64
+	connect  spread
+	exchange spread
+	rtt      spread
+	causes   []*causeCount
+}
+
+// counted is how many connections have ended.
+func (t *tally) counted() int { return t.ok + t.failures }
+
+// count adds n connections that ended alike. f is nil if they have done their whole job.
+func (t *tally) count(status int, f *failure, n int) {
+	if f == nil {
 		t.ok += n
 		return
 	}
-	if t.failed == 0 {
-		t.status, t.times = status, make(map[string]int)
+	if n == 0 {
+		return
 	}
-	cause := strings.ReplaceAll(err.Error(), "\n", "; ") // from errors.Join
-	if t.times[cause] == 0 {
-		t.causes = append(t.causes, cause)
+	t.failures += n
+	if worse(status, t.status) {
+		t.status = status
 	}
-	t.failed, t.times[cause] = t.failed+n, t.times[cause]+n
+	for _, c := range t.causes {
+		if c.status == status && c.op == f.op {
+			c.n += n
+			return
+		}
+	}
+	if len(t.causes) < maxCauses {
+		t.causes = append(t.causes, &causeCount{status, f.op, f.Error(), n})
+	}
 }
 
-// spread keeps the least, the mean and the most of durations in constant memory.
-type spread struct{ n, min, sum, max time.Duration }
+// spread is a histogram of durations in constant memory. Each power of two has 16 buckets, so a
+// value read from it is within 1/32 of the true one.
+type spread struct {
+	n       int64
+	least   time.Duration
+	most    time.Duration
+	buckets []int64 // nil while n is 0
+}
+
+const bucketsPerPower = 16
 
 func (s *spread) add(d time.Duration) {
-	if s.n++; s.n == 1 {
-		s.min = d
+	d = max(d, 0)
+	if s.n == 0 {
+		s.buckets = make([]int64, 64*bucketsPerPower)
+		s.least = d
 	}
-	s.min, s.sum, s.max = min(s.min, d), s.sum+d, max(s.max, d)
+	s.n++
+	s.least = min(s.least, d)
+	s.most = max(s.most, d)
+	s.buckets[bucketOf(d)]++
 }
 
-// ms is what the spread adds to a line, in milliseconds: nothing, the one duration, or all three.
-func (s *spread) ms(name string, one bool) string {
-	const ms = float64(time.Millisecond)
+// bucketOf: a value is shifted until five bits are left, of which the first is 1. So 37 ns, which
+// is 100101, is shifted by 1, and in the bucket 1*16 + 18 with 36 ns. Below 16 ns there are fewer
+// bits, and each value has its bucket.
+func bucketOf(d time.Duration) int {
+	shift := max(0, bits.Len64(uint64(d))-5)
+	return shift*bucketsPerPower + int(d>>shift)
+}
+
+// bucketMiddle is the value that stands for all of a bucket.
+func bucketMiddle(i int) time.Duration {
+	shift := max(0, i/bucketsPerPower-1)
+	first := time.Duration(i-shift*bucketsPerPower) << shift
+	width := time.Duration(1) << shift
+	return first + width/2
+}
+
+// at is the value that a share of all values does not exceed.
+func (s *spread) at(share float64) time.Duration {
+	rank := int64(math.Ceil(share * float64(s.n)))
+	var seen int64
+	for i, n := range s.buckets {
+		seen += n
+		if n > 0 && seen >= rank {
+			return min(max(bucketMiddle(i), s.least), s.most)
+		}
+	}
+	return s.most
+}
+
+// milliseconds is d as lines show it.
+func milliseconds(d time.Duration) string {
+	return strconv.FormatFloat(float64(d)/float64(time.Millisecond), 'f', 2, 64)
+}
+
+// seconds is d as texts show it.
+func seconds(d time.Duration) string {
+	return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + "s"
+}
+
+// key is a figure of a line: the one value, or the least, the median, the 99th percentile and the
+// most. Nothing where there is none.
+func (s *spread) key(name string, one bool) string {
 	switch {
 	case s.n == 0:
 		return ""
 	case one:
-		return fmt.Sprintf(" %s_ms=%.2f", name, float64(s.sum)/ms)
+		return " " + name + "_ms=" + milliseconds(s.least)
 	}
-	return fmt.Sprintf(" %s_ms=%.2f/%.2f/%.2f", name, float64(s.min)/ms, float64(s.sum/s.n)/ms, float64(s.max)/ms)
+	return " " + name + "_ms=" + milliseconds(s.least) + "/" + milliseconds(s.at(0.5)) + "/" +
+		milliseconds(s.at(0.99)) + "/" + milliseconds(s.most)
 }
 
-// report prints the one line that ends a run, and returns the exit status.
-func (l *loop) report() int {
-	t, status, interrupted := &l.tally, cmp.Or(l.interrupted, l.tally.status), ""
-	if l.interrupted != 0 {
-		interrupted = " interrupted"
-	} else if l.quiet && status == exitOK {
+// mbits is a rate in Mbit/s.
+func mbits(bytes int64, d time.Duration) string {
+	if d <= 0 {
+		return ""
+	}
+	rate := float64(bytes) * 8 / d.Seconds() / 1e6
+	digits := 0
+	if rate < 10 {
+		digits = 2
+	}
+	return " mbit_s=" + strconv.FormatFloat(rate, 'f', digits, 64)
+}
+
+// printLine writes a result line: for people and for scripts. Its words are the place, one word
+// that says what the line is, keys with values, the time, and the cause last.
+func (s *session) printLine(place, words string, cause string) {
+	at := s.world.wall().UTC().Format("2006-01-02T15:04:05.000Z")
+	line := "echomux: " + place + " " + words + " at=" + at
+	if cause != "" {
+		line += " error=" + strconv.QuoteToASCII(cause)
+	}
+	io.WriteString(s.world.stderr, line+"\n")
+}
+
+// place is where the run was to go to, as it was asked for, in one word.
+func (s *session) place() string {
+	port := s.options.port
+	if s.options.demo && len(s.server.listeners) > 0 {
+		port = s.server.listeners[0].at.Port()
+	}
+	host := strings.ReplaceAll(printable(s.options.host), " ", `\x20`)
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+}
+
+// report prints the line that ends the run, those of the causes before it, and returns the exit
+// status.
+func (s *session) report() int {
+	if s.options.serve {
+		return s.reportServer()
+	}
+	t := &s.tally
+	if s.failure != nil {
+		t.count(s.status, s.failure, t.n-t.counted()-t.draining)
+	}
+	t.ok += t.draining // they have their verdict
+	t.draining = 0
+	status := t.status
+	word := "ok"
+	switch {
+	case s.interrupted != 0 && t.counted() < t.n:
+		status = s.interrupted
+		word = "interrupted"
+	case status != exitOK:
+		word = "failed"
+	case s.options.quiet:
 		return status
 	}
-	host := printable(l.host)
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
+	if t.n == 1 {
+		s.printOnly(word)
+	} else {
+		s.printMany(word)
 	}
-	place := cmp.Or(t.place, l.served.place, fmt.Sprintf("%s:%d", host, l.port))
-	line, whole, taken := place+cmp.Or(interrupted, " ok"), l.n > 1 || t.failed == 0, "sent"
-	switch {
-	case l.serve && whole:
-		t, taken = &l.served, "received"
-		line = fmt.Sprintf("%s ok=%d failed=%d", line, t.ok, t.failed)
-	case l.n > 1:
-		for _, cause := range t.causes {
-			fmt.Fprintf(l.stderr, "echomux: %s (%d connections)\n", cause, t.times[cause])
-		}
-		line = fmt.Sprintf("%s%s ok=%d failed=%d", place, interrupted, t.ok, t.failed)
-	case !whole && l.interrupted == 0:
-		line = t.causes[0]
-	}
-	line += fmt.Sprintf(" %s=%d returned=%d", taken, t.sent, t.returned)
-	if whole {
-		line += t.connect.ms("connect", l.n == 1)
-	}
-	if l.rounds() {
-		line += fmt.Sprintf(" rounds=%d", t.rtt.n) + t.rtt.ms("rtt", false)
-	} else if whole {
-		line += t.exchange.ms("exchange", l.n == 1)
-	}
-	fmt.Fprintf(l.stderr, "echomux: %s\n", line)
 	return status
 }
 
-// described puts the operation and the peer before err. A system call of another name stays in it:
-// "connect [::1]:7: socket: permission denied".
-func described(op string, peer netip.AddrPort, err error) error {
-	if call, ok := err.(*os.SyscallError); ok && call.Syscall == op {
-		err = call.Err
+// printOnly is the last line of a run of one connection.
+func (s *session) printOnly(word string) {
+	t := &s.tally
+	conn := s.client.only
+	line := fmt.Sprintf("%s sent=%d returned=%d", word, t.sent, t.returned)
+	line += t.connect.key("connect", true)
+	connected := conn != nil && conn.connected != never
+	if connected {
+		conn.noteRetransmits()
 	}
-	return fmt.Errorf("%s %v: %w", op, peer, err)
-}
-
-// quoted renders bytes for a terminal: a quoted string for each line of text, the end left out if
-// it is long. printable does without the quotes, for words of the user's.
-func quoted(p []byte) (s string) {
-	const most = 60
-	for line := range strings.Lines(string(p[:min(len(p), most)])) {
-		s += " " + strconv.QuoteToASCII(line)
+	switch {
+	case s.options.countsRounds():
+		line += s.roundKeys()
+	case connected && s.options.until != untilConnect:
+		line += " exchange_ms=" + milliseconds(conn.exchangeTime())
 	}
-	if len(p) > most {
-		s += fmt.Sprintf("... (%d bytes)", len(p))
+	if connected && s.options.streams() {
+		line += mbits(max(t.sent, t.returned), conn.exchangeTime())
 	}
-	return strings.TrimPrefix(s, " ")
-}
-
-// legible renders text for a terminal that is words with other people's bytes among them: printable
-// ASCII as it is, all else escaped, the end left out if it is long.
-func legible(text string) string {
-	const most = 200
-	var b strings.Builder
-	for _, r := range text {
-		if b.Len() >= most {
-			fmt.Fprintf(&b, "... (%d bytes)", len(text))
-			break
-		}
-		if r >= ' ' && r <= '~' {
-			b.WriteRune(r)
-		} else {
-			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
-		}
+	if connected && conn.retransmits > 0 {
+		line += fmt.Sprintf(" retransmits=%d", conn.retransmits)
 	}
-	return b.String()
+	if connected {
+		line += conn.keys()
+	}
+	text := ""
+	if len(t.causes) > 0 && word == "failed" {
+		text = t.causes[0].text
+	}
+	s.printLine(s.place(), line, text)
 }
 
-func printable(word string) string { return strings.ReplaceAll(quoted([]byte(word)), `"`, "") }
-
-// ---- The seam ----
-
-// What a poller_<os>.go defines; its comments say only what its kernel adds to this. The assertions
-// at the end list what a new platform lacks. All is level-triggered: that all kernels can do.
-
-// socket is a descriptor or, on Windows, a SOCKET.
-type socket uintptr
-
-// event says that a socket is ready. One batch may hold two events for the same socket.
-type event struct {
-	socket socket
-	ready  readiness
+// keys are what tells one connection from others.
+func (c *connection) keys() string {
+	line := ""
+	if c.client.options.n > 1 {
+		line = fmt.Sprintf(" connection=%d", c.number)
+	}
+	return line + " peer=" + c.peer.String()
 }
 
-// poller waits for the readiness of many sockets. Errors and hang-ups are folded into the readiness
-// that was asked for: the next read, write or connectResult names the cause.
-type poller interface {
-	add(s socket, want readiness) error // want is never 0
-	modify(s socket, want readiness) error
-	remove(s socket) error // before the socket is closed
-	// wait blocks for at most ms milliseconds, -1: no limit. 0 events and no error mean only "look
-	// at the clock": timeout, signal, wake-up and spurious return look alike. It consumes a wake-up.
-	wait(events []event, ms int) (int, error)
-	wake() // from any goroutine, until close
-	close() error
+// roundKeys are the figures of rounds.
+func (s *session) roundKeys() string {
+	return fmt.Sprintf(" rounds=%d", s.tally.rtt.n) + s.tally.rtt.key("rtt", false)
 }
 
-// sockets are TCP sockets that never block. A failure is one of the errors below or the system's
-// own, as an os.SyscallError.
-type sockets interface {
-	// openSocket makes a socket of to's family, still blocking, with TCP_NODELAY and SO_OOBINLINE
-	// (urgent data would leave the stream).
-	openSocket(to netip.AddrPort) (socket, error)
-	setNonblock(s socket) error
-	connect(s socket, to netip.AddrPort) error                      // once; errWouldBlock: pending
-	connectResult(s socket) (local, peer netip.AddrPort, err error) // errWouldBlock: still pending
-	read(s socket, p []byte) (n int, err error)                     // n > 0, io.EOF or an error
-	write(s socket, p []byte) (n int, err error)                    // n < len(p) is normal
-	closeWrite(s socket) error                                      // sends the FIN
-	close(s socket) error
-	listen(at netip.AddrPort) (s socket, bound netip.AddrPort, err error)
-	accept(s socket) (socket, netip.AddrPort, error) // non-blocking, with openSocket's options
+// printMany are the last lines of a run of several connections: what they failed of, then the sums.
+func (s *session) printMany(word string) {
+	t := &s.tally
+	for _, c := range t.causes {
+		s.printLine(s.place(), fmt.Sprintf("cause failures=%d", c.n), c.text)
+	}
+	line := fmt.Sprintf("%s connections=%d ok=%d failures=%d unfinished=%d sent=%d returned=%d",
+		word, t.n, t.ok, t.failures, t.n-t.counted(), t.sent, t.returned)
+	line += t.connect.key("connect", false)
+	if s.options.countsRounds() {
+		line += s.roundKeys()
+	} else {
+		line += t.exchange.key("exchange", false)
+	}
+	s.printLine(s.place(), line, "")
 }
 
-// The errors that change the loop's course come bare, so their texts are the same everywhere;
-// errTooManyFiles comes wrapped, with the limit.
-var (
-	errWouldBlock   = errors.New("would block") // not now; never shown
-	errReset        = errors.New("connection reset by peer")
-	errRefused      = errors.New("connection refused")
-	errTimedOut     = errors.New("timed out")
-	errNoAddress    = errors.New("cannot assign requested address")
-	errTooManyFiles = errors.New("too many open files")
-)
+// countRound counts a round. With -every each is a line too.
+func (s *session) countRound(r round) {
+	s.tally.rtt.add(r.took)
+	if s.options.every > 0 && !s.options.quiet {
+		line := fmt.Sprintf("round=%d rtt_ms=%s", r.number, milliseconds(r.took))
+		s.printLine(s.place(), line+r.conn.keys(), "")
+	}
+}
 
-var (
-	_ sockets                = system{}
-	_ func() (poller, error) = newPoller
-	_ func() *net.Resolver   = newResolver // of this system
-	_ [2]os.Signal           = [2]os.Signal{sigTerm, sigPipe}
-)
+// printProgress is a line of what was moved in the time since the one before.
+func (s *session) printProgress(moved int64, since time.Duration) {
+	line := fmt.Sprintf("progress sent=%d returned=%d", s.tally.sent, s.tally.returned)
+	line += mbits(moved, since)
+	conn := s.client.only
+	if conn != nil && conn.connected != never {
+		line += conn.keys()
+	}
+	s.printLine(s.place(), line, "")
+}
+
+// reportServer is the last line of -serve. A server that listens does so until somebody ends it,
+// and that is its success.
+func (s *session) reportServer() int {
+	if s.failure != nil {
+		s.printLine(s.place(), "failed", s.failure.Error())
+		return s.status
+	}
+	if len(s.server.listeners) == 0 {
+		s.printLine(s.place(), "interrupted", "")
+		return s.interrupted
+	}
+	if s.options.quiet {
+		return exitOK
+	}
+	places := make([]string, len(s.server.listeners))
+	for i, l := range s.server.listeners {
+		places[i] = l.at.String()
+	}
+	line := fmt.Sprintf("ended clients=%d failures=%d received=%d returned=%d",
+		s.server.clients, s.server.failures, s.server.received, s.server.returned)
+	s.printLine(strings.Join(places, ","), line, "")
+	return exitOK
+}
+
+// printListening tells where the server can be reached, as soon as it can.
+func (s *session) printListening(at netip.AddrPort) {
+	if s.options.serve && !s.options.quiet {
+		s.printLine(at.String(), "listening", "")
+	}
+}
+
+// printComplaint tells that a listener cannot accept. In the recipe the client waits for that.
+func (s *session) printComplaint(at netip.AddrPort, failures int, err error) {
+	f := called("accept", err)
+	if s.options.demo {
+		s.fail(exitLocal, f)
+		return
+	}
+	line := fmt.Sprintf("cause failures=%d", failures)
+	s.printLine(at.String(), line, f.Error())
+}
+
+// logWatching logs what a connection is watched for.
+func (s *session) logWatching(m machine, want readiness) {
+	words := [...]string{"nothing", "read only", "write only", "read and write"}
+	text := "watching for " + words[want]
+	switch m := m.(type) {
+	case *dial:
+		m.conn.log.printf("%s", text)
+	case *exchange:
+		m.conn.log.printf("%s", text)
+	case *drain:
+		m.conn.log.printf("%s", text)
+	default:
+		s.server.log.printf("%s", text)
+	}
+}

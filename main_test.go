@@ -3,430 +3,377 @@ package main
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
-	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
 )
 
-// The tests run echomux against real peers on loopback, and these are package net's: independent of
-// the code under test. Most call run; those of process_test.go start whole processes.
+// One connection, its streams and its verdict, against real peers on loopback. What the line says
+// of it is checked here too; its form is checked in every test, by newResult.
 
-// hang is how long anything may take that should take no time. The machine may be busy.
-const hang = 60 * time.Second
+const done = "sent=6 returned=6 connect_ms exchange_ms peer" // one "hello\n", whole
 
-// roles are what the test binary can be besides a test, by the value of ECHOMUX_RUN. Each prepares
-// the process, then main follows.
-var roles = map[string]func(){"1": func() {}}
-
-func TestMain(m *testing.M) {
-	prepare, isChild := roles[os.Getenv("ECHOMUX_RUN")]
-	if !isChild {
-		flag.Set("test.parallel", "16") // the tests wait more than they work
-		os.Exit(m.Run())
-	}
-	os.Unsetenv("ECHOMUX_RUN")
-	prepare()
-	main()
+// peerTest is one connection with some kind of peer. The one MESSAGE is "hello\n".
+type peerTest struct {
+	name   string
+	flags  string
+	talk   func(*net.TCPConn)
+	status int
+	keys   string
+	cause  string // none: the job is done
+	stdout string
+	fault  string // of Wine
 }
 
-// faulty skips a test that the rig, not echomux, would fail. ECHOMUX_RIG names the rig.
-func faulty(t testing.TB, rig, fault string) {
-	t.Helper()
-	if os.Getenv("ECHOMUX_RIG") == rig {
-		t.Skipf("%s: %s", rig, fault)
-	}
-}
+// resetReads is what Wine makes of a reset.
+const resetReads = "a reset reads as EOF"
 
-// output collects what echomux writes and may be read meanwhile.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
-}
-
-// await waits until what was written contains text, n times.
-func (o *output) await(t testing.TB, text string, n int) {
-	t.Helper()
-	eventually(t, func() bool { return strings.Count(o.String(), text) >= n },
-		func() string { return fmt.Sprintf("%q did not come %d times, but %s", text, n, tail(o.String())) })
-}
-
-// tail is the end of a log, quoted.
-func tail(s string) string { return fmt.Sprintf("%q", s[max(0, len(s)-1000):]) }
-
-func eventually(t testing.TB, ok func() bool, what func() string) {
-	t.Helper()
-	for end := time.Now().Add(hang); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal(what())
-		}
-	}
-}
-
-// result is what a run of echomux came to.
-type result struct {
-	status         int
-	stdout, stderr string
-}
-
-// running is a run that is not over yet.
-type running struct {
-	stdout, stderr *output
-	status         chan int
-}
-
-func begin(stdin io.Reader, args ...string) *running {
-	r := &running{new(output), new(output), make(chan int, 1)}
-	go func() { r.status <- run(args, stdin, r.stdout, r.stderr) }()
-	return r
-}
-
-func (r *running) end(t testing.TB) result {
-	t.Helper()
-	select {
-	case status := <-r.status:
-		return result{status, r.stdout.String(), r.stderr.String()}
-	case <-time.After(hang):
-		t.Fatalf("echomux hangs; so far %s", tail(r.stderr.String()))
-		panic("unreachable")
-	}
-}
-
-// echomux is one whole run.
-func echomux(t testing.TB, stdin io.Reader, args ...string) result {
-	t.Helper()
-	return begin(stdin, args...).end(t)
-}
-
-// want checks the status and all of standard error: the lines that pattern describes, where A stands
-// for the address at and N for a number with two decimals.
-func (r result) want(t testing.TB, status int, at, pattern string) {
-	t.Helper()
-	if r.status != status {
-		t.Errorf("status %d, want %d: %q", r.status, status, tail(r.stderr))
-	}
-	pattern = strings.NewReplacer("A", regexp.QuoteMeta(at), "N", `\d+\.\d\d`).Replace(pattern)
-	if !regexp.MustCompile(`^` + pattern + `\n$`).MatchString(r.stderr) {
-		t.Errorf("standard error is %s, want %q", tail(r.stderr), pattern)
-	}
-}
-
-func (r result) wantStdout(t testing.TB, want string) {
-	t.Helper()
-	if r.stdout != want {
-		t.Errorf("standard output is %s, want %s", quoted([]byte(r.stdout)), quoted([]byte(want)))
-	}
-}
-
-// lastLine is the line that ends a run.
-func (r result) lastLine() string {
-	lines := strings.Split(strings.TrimSuffix(r.stderr, "\n"), "\n")
-	return lines[len(lines)-1]
-}
-
-// serve makes a server at address, which calls talk with each connection, closes it after that, and
-// ends with the test. It returns where it listens.
-func serve(t testing.TB, address string, talk func(*net.TCPConn)) (at, port string) {
-	t.Helper()
-	server, err := net.Listen("tcp", address)
-	if err != nil {
-		if strings.HasPrefix(address, "[::1]") {
-			t.Skipf("no IPv6 here: %v", err)
-		}
-		t.Fatal(err)
-	}
-	var mu sync.Mutex
-	var conns []net.Conn
-	var talks sync.WaitGroup
-	talks.Go(func() {
-		for {
-			c, err := server.Accept()
-			if err != nil {
-				return
+// goodPeers do what they should.
+var goodPeers = []peerTest{
+	{name: "echo", talk: echoes, keys: done, stdout: "hello\n"},
+	{name: "single bytes", talk: echoesSingleBytes, keys: done, stdout: "hello\n"},
+	{name: "slow but never silent", flags: "-io-timeout 4s", keys: done, stdout: "hello\n",
+		talk: func(c *net.TCPConn) {
+			for range 6 {
+				time.Sleep(900 * time.Millisecond)
+				returns(c, 1)
 			}
-			mu.Lock()
-			conns = append(conns, c)
-			mu.Unlock()
-			talks.Go(func() {
-				defer c.Close()
-				talk(c.(*net.TCPConn))
-			})
-		}
-	})
-	t.Cleanup(func() {
-		server.Close()
-		mu.Lock()
-		for _, c := range conns {
-			c.Close()
-		}
-		mu.Unlock()
-		talks.Wait()
-	})
-	at = server.Addr().String()
-	_, port, _ = net.SplitHostPort(at)
-	return at, port
-}
-
-// closedPort is a port that nobody listens on until the test ends: a connection has it.
-func closedPort(t testing.TB) (at, port string) {
-	t.Helper()
-	server, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { server.Close() })
-	c, err := net.Dial("tcp", server.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	at = c.LocalAddr().String()
-	_, port, _ = net.SplitHostPort(at)
-	return at, port
-}
-
-// What servers do. Their errors are of no interest: what echomux says of them is.
-
-func echoes(c *net.TCPConn) { io.Copy(c, c) }
-
-func echoesSingleBytes(c *net.TCPConn) {
-	for b := make([]byte, 1); ; {
-		if _, err := c.Read(b); err != nil {
-			return
-		}
-		c.Write(b)
-	}
-}
-
-func ignores(c *net.TCPConn) { io.Copy(io.Discard, c) }
-
-// reads consumes n bytes.
-func reads(c *net.TCPConn, n int64) { io.CopyN(io.Discard, c, n) }
-
-// lingers keeps c open to the end of the test, even if the client has closed it.
-func lingers(c *net.TCPConn) {
-	for {
-		if _, err := c.Write(nil); err != nil {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-func resets(c *net.TCPConn) {
-	c.SetLinger(0)
-	c.Close()
-}
-
-// silentStdin is a standard input that nobody types into.
-func silentStdin(t testing.TB) io.Reader {
-	r, w := io.Pipe()
-	t.Cleanup(func() { w.Close() })
-	return r
-}
-
-func noise(n int) []byte {
-	p := make([]byte, n)
-	for r, i := rand.New(rand.NewPCG(1, 2)), 0; i < n; i++ {
-		p[i] = byte(r.Uint32())
-	}
-	return p
-}
-
-// TestPeers is one connection with each kind of peer. The one MESSAGE is "hello\n".
-func TestPeers(t *testing.T) {
-	t.Parallel()
-	const ok = `echomux: A ok sent=6 returned=6 connect_ms=N exchange_ms=N`
-	for _, test := range []struct {
-		name   string
-		flags  string
-		talk   func(*net.TCPConn)
-		status int
-		stderr string
-		stdout string
-		fault  string // of Wine
-	}{
-		{"echo", "", echoes, 0, ok, "hello\n", ""},
-		{"single bytes", "", echoesSingleBytes, 0, ok, "hello\n", ""},
-		{"slow but never silent", "-io-timeout 4s", func(c *net.TCPConn) {
-			for b := make([]byte, 1); ; time.Sleep(900 * time.Millisecond) {
-				if _, err := c.Read(b); err != nil {
-					return
-				}
-				c.Write(b)
-			}
-		}, 0, ok, "hello\n", ""},
-		{"never closes", "", func(c *net.TCPConn) {
+		}},
+	{name: "never closes", keys: done, stdout: "hello\n",
+		talk: func(c *net.TCPConn) {
 			echoes(c)
 			lingers(c)
-		}, 0, ok, "hello\n", ""},
-		{"resets when done", "", func(c *net.TCPConn) {
-			io.CopyN(c, c, 6)
+		}},
+	{name: "resets when done", keys: done, stdout: "hello\n",
+		talk: func(c *net.TCPConn) {
+			returns(c, 6)
 			reads(c, 1)
 			resets(c)
-		}, 0, ok, "hello\n", ""},
+		}},
+	{name: "closes when all is back", keys: done, stdout: "hello\n",
+		talk: func(c *net.TCPConn) { returns(c, 6) }},
+}
 
-		{"closes early", "", func(c *net.TCPConn) {
+// endingPeers end too soon.
+var endingPeers = []peerTest{
+	{name: "closes early", status: 1, keys: "sent=6 returned=3 connect_ms exchange_ms peer",
+		cause: "closed early (3 of 6 bytes)", stdout: "hel",
+		talk: func(c *net.TCPConn) {
 			reads(c, 6)
 			io.WriteString(c, "hel")
-		}, 1, `echomux: read A: closed early \(3 of 6 bytes\) sent=6 returned=3`, "hel", ""},
-		{"closes at once", "", func(c *net.TCPConn) {
-			c.CloseWrite()
-			ignores(c)
-		}, 1, `echomux: read A: closed early \(0 of 6 bytes\) sent=6 returned=0`, "", ""},
-		{"resets", "", func(c *net.TCPConn) {
+		}},
+	{name: "closes at once", status: 1, keys: "sent=* returned=0 connect_ms exchange_ms peer",
+		cause: "closed early (0 of 6 bytes)", talk: ends},
+	{name: "resets", status: 1, keys: "sent=6 returned=0 connect_ms exchange_ms peer",
+		cause: "read: connection reset by peer", fault: resetReads,
+		talk: func(c *net.TCPConn) {
 			reads(c, 6)
 			resets(c)
-		}, 1, `echomux: read A: connection reset by peer sent=6 returned=0`, "", "a reset reads as EOF"},
-		{"returns a part and resets", "", func(c *net.TCPConn) {
+		}},
+	{name: "returns a part and resets", status: 1, fault: resetReads,
+		keys:  "sent=6 returned=3 connect_ms exchange_ms peer",
+		cause: "read: connection reset by peer", stdout: "hel",
+		talk: func(c *net.TCPConn) {
 			reads(c, 6)
 			io.WriteString(c, "hel")
 			time.Sleep(300 * time.Millisecond)
 			resets(c)
-		}, 1, `echomux: read A: connection reset by peer sent=6 returned=3`, "hel", "a reset reads as EOF"},
-		{"changes a byte", "", func(c *net.TCPConn) {
+		}},
+}
+
+// lyingPeers return other bytes, or more.
+var lyingPeers = []peerTest{
+	{name: "changes a byte", status: 1, keys: "sent=6 returned=2 connect_ms exchange_ms peer",
+		cause: "byte 2 differs: sent 0x6c, came back 0x4c: altered on the path", stdout: "he",
+		talk: func(c *net.TCPConn) {
 			reads(c, 6)
 			io.WriteString(c, "heLlo\n")
 			ignores(c)
-		}, 1, `echomux: read A: byte 2 differs: sent 0x6c, came back 0x4c: is this an echo server\? sent=6 returned=2`, "he", ""},
-		{"changes a byte and resets", "", func(c *net.TCPConn) {
+		}},
+	{name: "changes a byte and resets", status: 1,
+		keys:  "sent=6 returned=5 connect_ms exchange_ms peer",
+		cause: "byte 5 differs: sent 0x0a, came back 0x09: altered on the path", stdout: "hello",
+		talk: func(c *net.TCPConn) {
 			reads(c, 6)
 			io.WriteString(c, "hello\t")
 			time.Sleep(300 * time.Millisecond)
 			resets(c)
-		}, 1, `echomux: read A: byte 5 differs: sent 0x0a, came back 0x09: is this an echo server\? sent=6 returned=5`, "hello", ""},
-		{"returns more", "", func(c *net.TCPConn) {
+		}},
+	{name: "returns more", status: 1, keys: done, stdout: "hello\n",
+		cause: "more came back than was sent: byte 6 is 0x58: altered on the path",
+		talk: func(c *net.TCPConn) {
 			reads(c, 6)
 			io.WriteString(c, "hello\nX")
 			ignores(c)
-		}, 1, `echomux: read A: more came back than was sent: byte 6 is 0x58: is this an echo server\? sent=6 returned=6`, "hello\n", ""},
-		{"returns more after the end", "", func(c *net.TCPConn) {
+		}},
+	{name: "returns more after the end", status: 1, keys: done, stdout: "hello\n",
+		cause: "more came back than was sent: byte 6 is 0x58: altered on the path",
+		talk: func(c *net.TCPConn) {
 			echoes(c) // to the client's FIN
 			io.WriteString(c, "X")
-		}, 1, `echomux: read A: more came back than was sent: byte 6 is 0x58: is this an echo server\? sent=6 returned=6`, "hello\n", ""},
-		{"talks first", "", func(c *net.TCPConn) {
+		}},
+	{name: "talks first", status: 1, keys: "sent=* returned=0 connect_ms exchange_ms peer",
+		cause: "*: is this an echo server?",
+		talk: func(c *net.TCPConn) {
 			io.WriteString(c, "220 ready\n")
 			ignores(c)
-		}, 1, `echomux: read A: byte 0 differs: sent 0x68, came back 0x32: is this an echo server\? sent=6 returned=0`, "", ""},
+		}},
+	{name: "answers", status: 1, keys: "sent=6 returned=0 connect_ms exchange_ms peer",
+		cause: "byte 0 differs: sent 0x68, came back 0x65: is this an echo server?",
+		talk: func(c *net.TCPConn) {
+			reads(c, 6)
+			io.WriteString(c, "error\n")
+			ignores(c)
+		}},
+}
 
-		{"silent", "-io-timeout 300ms", ignores, 5,
-			`echomux: read A: timed out after 300ms of silence \(0 of 6 bytes\) sent=6 returned=0`, "", ""},
-		{"silent halfway", "-io-timeout 1s", func(c *net.TCPConn) {
+// silentPeers keep us waiting.
+var silentPeers = []peerTest{
+	{name: "silent", flags: "-io-timeout 300ms", talk: ignores, status: 5,
+		keys:  "sent=6 returned=0 connect_ms exchange_ms peer",
+		cause: "timed out after 300ms of silence (0 of 6 bytes)"},
+	{name: "silent halfway", flags: "-io-timeout 2s", status: 5, stdout: "hell",
+		keys:  "sent=6 returned=4 connect_ms exchange_ms peer",
+		cause: "timed out after 2s of silence (4 of 6 bytes)",
+		talk: func(c *net.TCPConn) {
 			reads(c, 6)
 			io.WriteString(c, "hell")
 			ignores(c)
-		}, 5, `echomux: read A: timed out after 1s of silence \(4 of 6 bytes\) sent=6 returned=4`, "hell", ""},
+		}},
+	{name: "silent for longer than the default, without a limit", flags: "-io-timeout 0",
+		keys: done, stdout: "hello\n",
+		talk: func(c *net.TCPConn) {
+			time.Sleep(6 * time.Second)
+			echoes(c)
+		}},
+	{name: "eof, silent", flags: "-until eof -io-timeout 300ms", status: 5,
+		keys:  "sent=6 returned=0 connect_ms exchange_ms peer",
+		cause: "timed out after 300ms of silence*",
+		talk: func(c *net.TCPConn) {
+			ignores(c)
+			lingers(c)
+		}},
+}
 
-		{"connect", "-until connect", ignores, 0, `echomux: A ok sent=0 returned=0 connect_ms=N`, "", ""},
-		{"connect, then silence", "-until connect -io-timeout 1ms", ignores, 0, `echomux: A ok .*`, "", ""},
-		{"eof from an echo server", "-until eof", echoes, 0, ok, "hello\n", ""},
-		{"eof, answers after the half-close", "-until eof", func(c *net.TCPConn) {
+// eofPeers are not asked for an echo.
+var eofPeers = []peerTest{
+	{name: "eof from an echo server", flags: "-until eof", talk: echoes, keys: done,
+		stdout: "hello\n"},
+	{name: "eof, answers after the half-close", flags: "-until eof",
+		keys: "sent=6 returned=21 connect_ms exchange_ms peer", stdout: "\"hello\\n\" is 6 bytes\n",
+		talk: func(c *net.TCPConn) {
 			p, _ := io.ReadAll(c)
 			fmt.Fprintf(c, "%q is %d bytes\n", p, len(p))
-		}, 0, `echomux: A ok sent=6 returned=21 connect_ms=N exchange_ms=N`, "\"hello\\n\" is 6 bytes\n", ""},
-		{"eof, talks first", "-until eof", func(c *net.TCPConn) {
+		}},
+	{name: "eof, talks first", flags: "-until eof", stdout: "220 ready\n221 bye\n",
+		keys: "sent=6 returned=18 connect_ms exchange_ms peer",
+		talk: func(c *net.TCPConn) {
 			io.WriteString(c, "220 ready\n")
 			ignores(c)
 			io.WriteString(c, "221 bye\n")
-		}, 0, `echomux: A ok sent=6 returned=18 .*`, "220 ready\n221 bye\n", ""},
-		{"eof, silent", "-until eof -io-timeout 300ms", func(c *net.TCPConn) {
-			ignores(c)
-			lingers(c)
-		}, 5, `echomux: read A: timed out after 300ms of silence.* sent=6 returned=0`, "", ""},
-		{"eof, resets", "-until eof", func(c *net.TCPConn) {
+		}},
+	{name: "eof, half-closes at once", flags: "-until eof",
+		keys: "sent=6 returned=0 connect_ms exchange_ms peer", talk: ends},
+	{name: "eof, resets", flags: "-until eof", status: 1, stdout: "220 ready\n", fault: resetReads,
+		keys:  "sent=6 returned=10 connect_ms exchange_ms peer",
+		cause: "read: connection reset by peer*",
+		talk: func(c *net.TCPConn) {
 			io.WriteString(c, "220 ready\n")
 			ignores(c)
 			time.Sleep(300 * time.Millisecond)
 			resets(c)
-		}, 1, `echomux: read A: connection reset by peer sent=6 returned=10`, "220 ready\n", "a reset reads as EOF"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			if test.fault != "" {
-				faulty(t, "wine", test.fault)
-			}
-			at, port := serve(t, "127.0.0.1:0", test.talk)
-			r := echomux(t, nil, append(strings.Fields(test.flags), "127.0.0.1", port, "hello")...)
-			r.want(t, test.status, at, test.stderr)
-			r.wantStdout(t, test.stdout)
-		})
+		}},
+}
+
+func TestPeers(t *testing.T) {
+	t.Parallel()
+	for _, tests := range [][]peerTest{goodPeers, endingPeers, lyingPeers, silentPeers, eofPeers} {
+		for _, test := range tests {
+			t.Run(test.name, func(t *testing.T) { test.run(t) })
+		}
+	}
+}
+
+// run is the one connection. Lines of rounds stand before the last one.
+func (test peerTest) run(t *testing.T) result {
+	t.Parallel()
+	if test.fault != "" {
+		faulty(t, "wine", test.fault)
+	}
+	at, port := serve(t, "127.0.0.1:0", test.talk)
+	args := append(strings.Fields(test.flags), "127.0.0.1", port, "hello")
+	r := echomux(t, nil, args...)
+	word := "ok"
+	if test.cause != "" {
+		word = "failed"
+	}
+	r.wantLine(t, test.status, word, test.keys, test.cause)
+	for _, l := range r.lines[:len(r.lines)-1] {
+		l.want(t, "round", "rtt_ms peer", "")
+	}
+	if test.stdout != "" || r.line(t).count("returned") == 0 {
+		r.wantStdout(t, test.stdout)
+	}
+	if got := r.line(t).values["peer"]; got != at {
+		t.Errorf("the peer is %s, want %s", got, at)
+	}
+	return r
+}
+
+// TestUntilConnect: a connection is all that is asked for, whatever the peer does with it. Nothing
+// is read from standard input, and nothing sent.
+func TestUntilConnect(t *testing.T) {
+	t.Parallel()
+	for _, talk := range []func(*net.TCPConn){ignores, echoes, ends, resets} {
+		_, port := serve(t, "127.0.0.1:0", talk)
+		for range 30 {
+			input := iotest.ErrReader(errors.New("nobody should read it"))
+			r := echomux(t, input, "-until", "connect", "-io-timeout", "1ns", "127.0.0.1", port)
+			r.wantLine(t, 0, "ok", "sent=0 returned=0 connect_ms peer", "")
+			r.wantStdout(t, "")
+		}
 	}
 }
 
 func TestMessages(t *testing.T) {
 	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", echoes)
+	_, port := serve(t, "127.0.0.1:0", echoes)
 	for _, test := range []struct {
-		messages []string
-		stdout   string
+		words  []string
+		stdout string
 	}{
 		{[]string{"data1", "data2"}, "data1\ndata2\n"},
 		{[]string{""}, "\n"},
-		{[]string{"-v", "-no-flag", "--"}, "-v\n-no-flag\n--\n"},
+		{[]string{"-"}, "-\n"},
+		{[]string{"--", "-v", "-no-flag", "--", "x"}, "-v\n-no-flag\n--\nx\n"},
+		{[]string{"--", "--"}, "--\n"},
 		{[]string{"\x00\xff", "two\nlines"}, "\x00\xff\ntwo\nlines\n"},
 	} {
-		r := echomux(t, nil, append([]string{"127.0.0.1", port}, test.messages...)...)
-		r.want(t, 0, at, fmt.Sprintf(`echomux: A ok sent=%d returned=%[1]d connect_ms=N exchange_ms=N`, len(test.stdout)))
+		r := echomux(t, nil, append([]string{"127.0.0.1", port}, test.words...)...)
+		keys := fmt.Sprintf("sent=%d returned=%[1]d connect_ms exchange_ms peer", len(test.stdout))
+		r.wantLine(t, 0, "ok", keys, "")
 		r.wantStdout(t, test.stdout)
+	}
+	r := echomux(t, strings.NewReader("input"), "--", "127.0.0.1", port, "--")
+	r.wantLine(t, 0, "ok", "sent=5 returned=5 ...", "")
+}
+
+// echoesWithPauses stops now and then, and leaves both kernels' buffers full.
+func echoesWithPauses(c *net.TCPConn) {
+	for {
+		_, err := io.CopyN(c, c, 3<<20)
+		if err != nil {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 
 // TestStdin sends standard input in every shape.
 func TestStdin(t *testing.T) {
 	t.Parallel()
+	plain := func(r io.Reader) io.Reader { return r }
 	big := string(noise(8 << 20))
 	for _, test := range []struct {
 		name, data string
 		wrap       func(io.Reader) io.Reader
 		talk       func(*net.TCPConn)
 	}{
-		{"empty", "", plain, echoes},
 		{"one byte", "x", plain, echoes},
 		{"no newline at the end", "a\nb", plain, echoes},
 		{"data with EOF", "hello", iotest.DataErrReader, echoes},
 		{"single bytes in", big[:3000], iotest.OneByteReader, echoes},
 		{"single bytes back", big[:3000], plain, echoesSingleBytes},
 		{"half reads", big[:1<<20], iotest.HalfReader, echoes},
+		{"exactly the ring", big[:ringSize], plain, echoes},
 		{"8 MiB", big, plain, echoes},
-		{"8 MiB, to a server that stops now and then", big, plain, func(c *net.TCPConn) {
-			for i := 0; ; i++ {
-				if _, err := io.CopyN(c, c, 3<<20); err != nil {
-					return
-				}
-				time.Sleep(100 * time.Millisecond)
-			}
-		}},
+		{"8 MiB, to a server that pauses", big, plain, echoesWithPauses},
 	} {
 		for _, until := range []string{"echo", "eof"} {
 			t.Run(test.name+" until "+until, func(t *testing.T) {
 				t.Parallel()
-				at, port := serve(t, "127.0.0.1:0", test.talk)
-				r := echomux(t, test.wrap(strings.NewReader(test.data)), "-until", until, "127.0.0.1", port)
-				r.want(t, 0, at, fmt.Sprintf(`echomux: A ok sent=%d returned=%[1]d connect_ms=N exchange_ms=N`, len(test.data)))
+				_, port := serve(t, "127.0.0.1:0", test.talk)
+				input := test.wrap(strings.NewReader(test.data))
+				r := echomux(t, input, "-until", until, "127.0.0.1", port)
+				keys := fmt.Sprintf("sent=%d returned=%[1]d ...", len(test.data))
+				r.wantLine(t, 0, "ok", keys, "")
 				r.wantStdout(t, test.data)
 			})
 		}
 	}
+}
+
+// TestStdinEmpty: an echo of nothing proves nothing, and is no success. A server that is only
+// listened to is one.
+func TestStdinEmpty(t *testing.T) {
+	t.Parallel()
+	_, port := serve(t, "127.0.0.1:0", echoes)
+	const nothing = "nothing to send: give a MESSAGE, or -until connect"
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	for _, input := range []io.Reader{strings.NewReader(""), null} {
+		r := echomux(t, input, "127.0.0.1", port)
+		keys := "sent=0 returned=0 connect_ms exchange_ms mbit_s=0.00 peer"
+		r.wantLine(t, 6, "failed", keys, nothing)
+	}
+	r := echomux(t, strings.NewReader(""), "-count", "2", "127.0.0.1", port)
+	r.wantLine(t, 6, "failed", "sent=0 returned=0 rounds=0", nothing)
+	r = echomux(t, strings.NewReader(""), "-n", "2", "127.0.0.1", port)
+	r.wantLine(t, 6, "failed", "connections=2 ok=0 failures=2 unfinished=0 sent=0 returned=0", "")
+	r.lines[0].want(t, "cause", "failures=2", nothing)
+	r = echomux(t, strings.NewReader(""), "-until", "eof", "127.0.0.1", port)
+	r.wantLine(t, 0, "ok", "sent=0 returned=0 ...", "")
+	r = echomux(t, strings.NewReader(""), "-until", "eof", "-n", "2", "127.0.0.1", port)
+	r.wantLine(t, 0, "ok", "connections=2 ok=2 ...", "")
+}
+
+// TestGathered: with several connections, or rounds, standard input is read to its end and then
+// sent as MESSAGEs are, if it is not too much to be kept.
+func TestGathered(t *testing.T) {
+	t.Parallel()
+	data := string(noise(ringSize))
+	for _, test := range []struct {
+		args, data, keys string
+	}{
+		{"-n 3", "x", "connections=3 ok=3 failures=0 unfinished=0 sent=3 returned=3 ..."},
+		{"-n 3 -until eof", "xy", "connections=3 ok=3 failures=0 unfinished=0 sent=6 ..."},
+		{"-count 3", "a\nb", "sent=9 returned=9 connect_ms rounds=3 rtt_ms peer"},
+		{"-count 5", data, "sent=5242880 returned=5242880 connect_ms rounds=5 rtt_ms peer"},
+		{"-n 2 -count 2", data[1:], "connections=2 ok=2 failures=0 unfinished=0 sent=4194300 ..."},
+	} {
+		_, port := serve(t, "127.0.0.1:0", echoes)
+		args := append(strings.Fields(test.args), "127.0.0.1", port)
+		r := echomux(t, iotest.HalfReader(strings.NewReader(test.data)), args...)
+		r.wantLine(t, 0, "ok", test.keys, "")
+		if args[1] == "5" {
+			r.wantStdout(t, strings.Repeat(data, 5))
+		}
+	}
+	_, port := closedPort(t) // nobody connects before the input is known
+	r := echomux(t, strings.NewReader(data+"x"), "-count", "2", "127.0.0.1", port)
+	r.wantLine(t, 6, "failed", "sent=0 returned=0 rounds=0", "standard input: *1048576 bytes*")
+	torn := iotest.ErrReader(errors.New("the tape is torn"))
+	r = echomux(t, torn, "-count", "0", "127.0.0.1", port)
+	r.wantLine(t, 6, "failed", "sent=0 returned=0 rounds=0", "standard input: the tape is torn")
+}
+
+// TestLargeMessages: rounds of more than a segment, which a path can lose where it passes small
+// ones.
+func TestLargeMessages(t *testing.T) {
+	t.Parallel()
+	_, port := serve(t, "127.0.0.1:0", echoes)
+	large := strings.Repeat("x", 140_000)
+	r := echomux(t, nil, "-count", "4", "127.0.0.1", port, large)
+	r.wantLine(t, 0, "ok", "sent=560004 returned=560004 connect_ms rounds=4 rtt_ms peer", "")
 }
 
 // TestOneWay streams in one direction only, -until eof.
@@ -435,19 +382,62 @@ func TestOneWay(t *testing.T) {
 	big := noise(8 << 20)
 	var got bytes.Buffer
 	sunk := make(chan struct{})
-	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+	_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
 		io.Copy(&got, c)
 		close(sunk)
 	})
-	echomux(t, bytes.NewReader(big), "-until", "eof", "127.0.0.1", port).
-		want(t, 0, at, fmt.Sprintf(`echomux: A ok sent=%d returned=0 .*`, len(big)))
-	if <-sunk; !bytes.Equal(got.Bytes(), big) {
+	r := echomux(t, bytes.NewReader(big), "-until", "eof", "127.0.0.1", port)
+	r.wantLine(t, 0, "ok", "sent=8388608 returned=0 connect_ms exchange_ms mbit_s peer", "")
+	<-sunk
+	if !bytes.Equal(got.Bytes(), big) {
 		t.Error("the server read other bytes")
 	}
-	at, port = serve(t, "127.0.0.1:0", func(c *net.TCPConn) { c.Write(big) })
-	r := echomux(t, silentStdin(t), "-until", "eof", "127.0.0.1", port)
-	r.want(t, 0, at, fmt.Sprintf(`echomux: A ok sent=0 returned=%d .*`, len(big)))
+	_, port = serve(t, "127.0.0.1:0", func(c *net.TCPConn) { c.Write(big) })
+	r = echomux(t, strings.NewReader(""), "-until", "eof", "127.0.0.1", port)
+	r.wantLine(t, 0, "ok", "sent=0 returned=8388608 connect_ms exchange_ms mbit_s peer", "")
 	r.wantStdout(t, string(big))
+}
+
+// TestReceiver: one that has nothing to say half-closes at once, and still wants every byte.
+func TestReceiver(t *testing.T) {
+	t.Parallel()
+	got := make(chan int64, 1)
+	_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		c.CloseWrite()
+		n, _ := io.Copy(io.Discard, c)
+		got <- n
+	})
+	input, user := io.Pipe()
+	r := begin(input, "-until", "eof", "127.0.0.1", port)
+	time.Sleep(300 * time.Millisecond)
+	user.Write(make([]byte, 100_000))
+	user.Close()
+	r.end(t).wantLine(t, 0, "ok", "sent=100000 returned=0 ...", "")
+	if n := <-got; n != 100_000 {
+		t.Errorf("it received %d bytes", n)
+	}
+}
+
+// TestEndsRace: the end of standard input and that of the peer come in any order, and the status is
+// the same: all is back. Or it is not the same job: bytes follow that can no more be returned.
+func TestEndsRace(t *testing.T) {
+	t.Parallel()
+	_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) { returns(c, 5) })
+	for i := range 40 {
+		input, user := io.Pipe()
+		go func() {
+			io.WriteString(user, "hello")
+			time.Sleep(time.Duration(i) * 100 * time.Microsecond)
+			user.Close()
+		}()
+		r := echomux(t, input, "127.0.0.1", port)
+		r.wantLine(t, 0, "ok", "sent=5 returned=5 ...", "")
+	}
+	input := io.MultiReader(strings.NewReader("hello"), strings.NewReader("again"))
+	r := echomux(t, iotest.OneByteReader(input), "127.0.0.1", port)
+	if r.status != 1 {
+		t.Errorf("half an echo is status %d", r.status)
+	}
 }
 
 // TestByteInTheMiddle damages one byte of many: standard output ends exactly before it.
@@ -455,21 +445,24 @@ func TestByteInTheMiddle(t *testing.T) {
 	t.Parallel()
 	big := noise(4 << 20)
 	const bad = 3<<20 + 7
-	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
-		io.CopyN(c, c, bad)
+	_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		returns(c, bad)
 		var b [1]byte
 		c.Read(b[:])
 		c.Write([]byte{^b[0]})
 		echoes(c)
 	})
 	r := echomux(t, bytes.NewReader(big), "127.0.0.1", port)
-	r.want(t, 1, at, fmt.Sprintf(`echomux: read A: byte %d differs: sent 0x%02x, came back 0x%02x: is this an echo server\? sent=\d+ returned=%[1]d`,
-		bad, big[bad], ^big[bad]))
+	r.wantLine(t, 1, "failed", fmt.Sprintf("sent=* returned=%d ...", bad),
+		fmt.Sprintf("byte %d differs: sent 0x%02x, came back 0x%02x: altered on the path",
+			bad, big[bad], ^big[bad]))
 	r.wantStdout(t, string(big[:bad]))
 }
 
-// tooMuch is more than the kernel takes for a peer with a small buffer that does not read.
-const tooMuch, smallBuffer = 16 << 20, 64 << 10
+const (
+	tooMuch     = 16 << 20 // more than the kernel takes for a peer that does not read
+	smallBuffer = 64 << 10 // the peer's, for that
+)
 
 // TestRefusedBytes: a peer that takes no more bytes is as silent as one that returns none.
 func TestRefusedBytes(t *testing.T) {
@@ -477,20 +470,21 @@ func TestRefusedBytes(t *testing.T) {
 	for _, until := range []string{"echo", "eof"} {
 		t.Run(until, func(t *testing.T) {
 			t.Parallel()
-			at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+			_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
 				c.SetReadBuffer(smallBuffer)
 				lingers(c)
 			})
-			r := echomux(t, nil, "-until", until, "-io-timeout", "500ms", "127.0.0.1", port, strings.Repeat("x", tooMuch))
-			r.want(t, 5, at, `echomux: (read|write) A: timed out after 500ms .*sent=\d+ returned=0`)
+			r := echomux(t, nil, "-until", until, "-io-timeout", "500ms",
+				"127.0.0.1", port, strings.Repeat("x", tooMuch))
+			r.wantLine(t, 5, "failed", "sent=* returned=0 ...", "timed out after 500ms of silence*")
 		})
 	}
 }
 
-// TestSlowPeer takes our bytes slowly: each one moved restarts the clock.
+// TestSlowPeer takes our bytes slowly: each one that it takes is a sign of life.
 func TestSlowPeer(t *testing.T) {
 	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+	_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
 		c.SetReadBuffer(smallBuffer)
 		for range 32 { // the first half: the kernel's buffers hide how the end is read
 			reads(c, tooMuch/64)
@@ -498,71 +492,88 @@ func TestSlowPeer(t *testing.T) {
 		}
 		ignores(c)
 	})
-	echomux(t, nil, "-until", "eof", "-io-timeout", "3s", "127.0.0.1", port, strings.Repeat("x", tooMuch)).
-		want(t, 0, at, fmt.Sprintf(`echomux: A ok sent=%d returned=0 .*`, tooMuch+1))
+	r := echomux(t, nil, "-until", "eof", "-io-timeout", "3s",
+		"127.0.0.1", port, strings.Repeat("x", tooMuch))
+	r.wantLine(t, 0, "ok", fmt.Sprintf("sent=%d returned=0 ...", tooMuch+1), "")
 }
 
 // TestForesight: the right bytes, but before they were sent, are no echo.
 func TestForesight(t *testing.T) {
 	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+	_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
 		c.SetReadBuffer(smallBuffer)
-		for chunk := bytes.Repeat([]byte("x"), 1<<20); ; {
-			if _, err := c.Write(chunk); err != nil {
+		chunk := bytes.Repeat([]byte("x"), 1<<20)
+		for {
+			_, err := c.Write(chunk)
+			if err != nil {
 				return
 			}
 		}
 	})
-	echomux(t, nil, "127.0.0.1", port, strings.Repeat("x", tooMuch)).
-		want(t, 1, at, `echomux: read A: more came back than was sent: byte \d+ is 0x78: .*`)
+	r := echomux(t, nil, "127.0.0.1", port, strings.Repeat("x", tooMuch))
+	r.wantLine(t, 1, "failed", "sent=* returned=* ...",
+		"more came back than was sent: byte * is 0x78: *")
 }
 
-// TestUnsent: -until eof, a peer that leaves before it has taken what there was to send.
+// TestUnsent: -until eof, a peer that leaves before it has taken what there was to send. Its kernel
+// resets the connection.
 func TestUnsent(t *testing.T) {
 	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
-		c.SetReadBuffer(smallBuffer)
-		reads(c, 1)
-		time.Sleep(200 * time.Millisecond)
-		c.CloseWrite()
-		time.Sleep(200 * time.Millisecond)
-	})
-	echomux(t, nil, "-until", "eof", "127.0.0.1", port, strings.Repeat("x", tooMuch)).
-		want(t, 1, at, `echomux: (read|write) A: .*sent=\d+ returned=0`)
+	for _, size := range []int{tooMuch, 8 * smallBuffer} { // the kernel takes the smaller one
+		_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+			c.SetReadBuffer(smallBuffer)
+			reads(c, 1)
+			time.Sleep(200 * time.Millisecond)
+			c.CloseWrite()
+			time.Sleep(200 * time.Millisecond)
+		})
+		message := strings.Repeat("x", size)
+		r := echomux(t, nil, "-until", "eof", "127.0.0.1", port, message)
+		r.wantLine(t, 1, "failed", "sent=* returned=0 ...", "*: connection reset by peer")
+	}
 }
 
-// TestEOFWithIdleStdin: with -until eof a standard input that nobody types into keeps nothing alive;
-// otherwise the peer has closed early, even with all back.
-func TestEOFWithIdleStdin(t *testing.T) {
+// TestSilentInput: the peer has ended, and whether that was right only the next read of standard
+// input can tell, which does not come. That wait is ours: it is no silence of the peer's.
+func TestSilentInput(t *testing.T) {
 	t.Parallel()
-	talk := func(c *net.TCPConn) { io.CopyN(c, c, 6) }
 	for _, test := range []struct {
-		until  string
-		status int
-		stderr string
+		until, cause string
 	}{
-		{"eof", 0, `echomux: A ok sent=6 returned=6 connect_ms=N exchange_ms=N`},
-		{"echo", 1, `echomux: read A: closed early \(6 of 6 bytes\) sent=6 returned=6`},
+		{"eof", "standard input was not at its end"},
+		{"echo", "closed by the peer after *s of silence, before standard input ended"},
 	} {
-		at, port := serve(t, "127.0.0.1:0", talk)
-		stdin, user := io.Pipe()
-		defer user.Close()
-		go io.WriteString(user, "hello\n")
-		r := echomux(t, stdin, "-until", test.until, "127.0.0.1", port)
-		r.want(t, test.status, at, test.stderr)
-		r.wantStdout(t, "hello\n")
+		t.Run(test.until, func(t *testing.T) {
+			t.Parallel()
+			_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) { returns(c, 6) })
+			input, user := io.Pipe()
+			defer user.Close()
+			go io.WriteString(user, "hello\n")
+			start := time.Now()
+			r := echomux(t, input, "-until", test.until, "-io-timeout", "3s", "127.0.0.1", port)
+			keys := "sent=6 returned=6 connect_ms exchange_ms mbit_s peer"
+			r.wantLine(t, 1, "failed", keys, test.cause)
+			r.wantStdout(t, "hello\n")
+			if took := time.Since(start); took < 3*time.Second {
+				t.Errorf("it waited for %v", took)
+			}
+			if like(r.line(t).cause, "* after 3.*") {
+				t.Errorf("the peer was not silent for so long: %q", r.line(t).cause)
+			}
+		})
 	}
 }
 
 // TestTalksBeforeUs: nothing was sent, so any byte is one too many.
 func TestTalksBeforeUs(t *testing.T) {
 	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+	_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
 		io.WriteString(c, "220 ready\n")
 		ignores(c)
 	})
 	r := echomux(t, silentStdin(t), "127.0.0.1", port)
-	r.want(t, 1, at, `echomux: read A: more came back than was sent: byte 0 is 0x32: is this an echo server\? sent=0 returned=0`)
+	r.wantLine(t, 1, "failed", "sent=0 returned=0 ...",
+		"more came back than was sent: byte 0 is 0x32: is this an echo server?")
 	r.wantStdout(t, "")
 }
 
@@ -572,83 +583,240 @@ func TestThinkingUser(t *testing.T) {
 	for _, until := range []string{"echo", "eof"} {
 		t.Run(until, func(t *testing.T) {
 			t.Parallel()
-			at, port := serve(t, "127.0.0.1:0", echoes)
+			_, port := serve(t, "127.0.0.1:0", echoes)
 			stdin, user := io.Pipe()
-			r := begin(stdin, "-until", until, "-io-timeout", "1s", "127.0.0.1", port)
-			time.Sleep(1300 * time.Millisecond)
+			r := begin(stdin, "-until", until, "-io-timeout", "2s", "127.0.0.1", port)
+			time.Sleep(2300 * time.Millisecond)
 			for i := range 2 {
 				io.WriteString(user, "hello\n")
 				r.stdout.await(t, "hello\n", i+1)
-				time.Sleep(1300 * time.Millisecond)
+				time.Sleep(2300 * time.Millisecond)
 			}
 			user.Close()
-			r.end(t).want(t, 0, at, `echomux: A ok sent=12 returned=12 connect_ms=N exchange_ms=N`)
+			r.end(t).wantLine(t, 0, "ok", "sent=12 returned=12 ...", "")
 		})
 	}
+}
+
+// TestTypingToTheDead: what is typed restarts no clock. The peer owes since the first line.
+func TestTypingToTheDead(t *testing.T) {
+	t.Parallel()
+	_, port := serve(t, "127.0.0.1:0", ignores)
+	input, user := io.Pipe()
+	defer user.Close()
+	go func() {
+		for {
+			_, err := io.WriteString(user, "hello\n")
+			if err != nil {
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}()
+	r := echomux(t, input, "-io-timeout", "1s", "127.0.0.1", port)
+	r.wantLine(t, 5, "failed", "sent=* returned=0 ...", "timed out after 1s of silence (0 of *)")
 }
 
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	faulty(t, "qemu-mips", "SO_ERROR carries the host's error number")
-	at, port := closedPort(t)
-	echomux(t, nil, "127.0.0.1", port, "hello").
-		want(t, 3, at, `echomux: connect A: connection refused sent=0 returned=0`)
-	echomux(t, nil, "-until", "connect", "127.0.0.1", port).
-		want(t, 3, at, `echomux: connect A: connection refused sent=0 returned=0`)
+	_, port := closedPort(t)
+	for _, flags := range []string{"-until echo", "-until eof", "-until connect"} {
+		r := echomux(t, nil, append(strings.Fields(flags), "127.0.0.1", port)...)
+		r.wantLine(t, 3, "failed", "sent=0 returned=0", "127.0.0.1: connection refused")
+		r.wantLines(t, 1)
+	}
+	r := echomux(t, nil, "-count", "3", "127.0.0.1", port, "hello")
+	r.wantLine(t, 3, "failed", "sent=0 returned=0 rounds=0", "127.0.0.1: connection refused")
 }
 
 func TestIPv6(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "[::1]:0", echoes)
 	r := echomux(t, nil, "::1", port, "hello")
-	r.want(t, 0, at, `echomux: A ok sent=6 returned=6 connect_ms=N exchange_ms=N`)
+	r.wantLine(t, 0, "ok", "sent=6 returned=6 connect_ms exchange_ms peer="+at, "")
 	r.wantStdout(t, "hello\n")
 }
 
-// TestMappedAddress: ::ffff:127.0.0.1 is IPv4, in the socket and in the report.
+// TestMappedAddress: ::ffff:127.0.0.1 is IPv4, in the socket and in the report. The place is as it
+// was asked for.
 func TestMappedAddress(t *testing.T) {
 	t.Parallel()
 	at, port := serve(t, "127.0.0.1:0", echoes)
-	echomux(t, nil, "-4", "::ffff:127.0.0.1", port, "hello").want(t, 0, at, `echomux: A ok sent=6 .*`)
+	r := echomux(t, nil, "-4", "::ffff:127.0.0.1", port, "hello")
+	r.wantLine(t, 0, "ok", "sent=6 returned=6 connect_ms exchange_ms peer="+at, "")
+	if got := r.line(t).place; got != "[::ffff:127.0.0.1]:"+port {
+		t.Errorf("the place is %s", got)
+	}
 }
 
-// TestLocalhost has two addresses wherever IPv6 is configured: the one that works is found, and when
-// none does, all are named.
-func TestLocalhost(t *testing.T) {
+// TestSource: the peer sees the address that was asked for. One that is not of this machine is a
+// failure of this machine's, and addresses of the other family are passed over.
+func TestSource(t *testing.T) {
 	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", echoes)
-	for _, flags := range [][]string{{}, {"-4"}} {
-		echomux(t, nil, append(flags, "localhost", port, "hello")...).want(t, 0, at, `echomux: A ok sent=6 .*`)
+	from := make(chan string, 1)
+	_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		from <- c.RemoteAddr().(*net.TCPAddr).IP.String()
+		echoes(c)
+	})
+	l, err := net.Listen("tcp", "127.0.0.2:0")
+	if err != nil {
+		t.Skipf("no second address here: %v", err)
 	}
-	faulty(t, "qemu-mips", "SO_ERROR carries the host's error number")
-	at, port = closedPort(t)
-	echomux(t, nil, "-4", "localhost", port, "hello").want(t, 3, at, `echomux: connect A: connection refused sent=0 returned=0`)
-	r := echomux(t, nil, "localhost", port, "hello")
-	r.want(t, 3, "", `echomux: .*connection refused.* sent=0 returned=0`)
-	if !strings.Contains(r.stderr, at) {
-		t.Errorf("%q does not name %s", r.stderr, at)
+	l.Close()
+	for _, source := range []string{"127.0.0.2", "::ffff:127.0.0.3"} {
+		r := echomux(t, nil, "-source", source, "127.0.0.1", port, "hello")
+		r.wantLine(t, 0, "ok", done, "")
+		if r.status != 0 {
+			return // it saw nobody
+		}
+		if got := <-from; got != strings.TrimPrefix(source, "::ffff:") {
+			t.Errorf("with -source %s the peer sees %s", source, got)
+		}
 	}
-	if l, err := net.Listen("tcp", "[::1]:0"); err == nil {
-		l.Close()
-		if !strings.Contains(r.stderr, "[::1]:"+port) {
-			t.Errorf("%q does not name [::1]:%s", r.stderr, port)
+	for _, flags := range []string{"", "-n 3 ", "-until connect "} {
+		args := append(strings.Fields(flags), "-source", "192.0.2.1", "127.0.0.1", port)
+		r := echomux(t, strings.NewReader("x"), args...)
+		if r.status != 6 || r.lines[0].cause != "cannot assign requested address" {
+			t.Errorf("%s: status %d: %s", flags, r.status, tail(r.stderr))
+		}
+	}
+	r := echomux(t, nil, "-source", "::1", "127.0.0.1", port, "x")
+	r.wantLine(t, 3, "failed", "sent=0 returned=0", "lookup 127.0.0.1: no address of that family")
+}
+
+// elsewhere is a place with another time of day. Lines have UTC there too.
+var elsewhere = time.FixedZone("elsewhere", 3*60*60)
+
+// inside is a run in a world that is real but for what change replaces.
+func inside(t testing.TB, change func(*world), args ...string) (*session, *running) {
+	t.Helper()
+	o, err := parse(args)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := newPoller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &running{args: args, stdout: new(output), stderr: new(output), status: make(chan int, 1)}
+	w := world{
+		poller:  p,
+		sockets: system{},
+		clock:   newClock(),
+		wall:    func() time.Time { return time.Now().In(elsewhere) },
+		spawn:   func(f func()) { go f() },
+		resolve: resolve,
+		stdin:   strings.NewReader(""),
+		stdout:  r.stdout,
+		stderr:  r.stderr,
+	}
+	change(&w)
+	s := newSession(o, w)
+	go func() { r.status <- s.run() }()
+	return s, r
+}
+
+// finds is a world in which every name has addrs, after a while.
+func finds(pause time.Duration, addrs []netip.Addr, err error) func(*world) {
+	return func(w *world) {
+		w.resolve = func(string, string, time.Duration) ([]netip.Addr, error) {
+			time.Sleep(pause)
+			return addrs, err
 		}
 	}
 }
 
+// loopbacks are n addresses of this machine.
+func loopbacks(n int) (addrs []netip.Addr) {
+	for i := range n {
+		addrs = append(addrs, netip.AddrFrom4([4]byte{127, 0, byte(i / 250), byte(1 + i%250)}))
+	}
+	return addrs
+}
+
+// TestAddressOrder: addresses are tried as the resolver gives them, each once, and all that failed
+// are named, 128 at most.
+func TestAddressOrder(t *testing.T) {
+	t.Parallel()
+	at, port := serve(t, "127.0.0.1:0", echoes)
+	mapped := netip.MustParseAddr("::ffff:127.0.0.1")
+	addrs := append(loopbacks(3)[1:], mapped, loopbacks(1)[0])
+	_, run := inside(t, finds(0, addrs, nil), "name.example", port, "hello")
+	run.end(t).wantLine(t, 0, "ok", "sent=6 returned=6 connect_ms exchange_ms peer="+at, "")
+
+	faulty(t, "qemu-mips", "SO_ERROR carries the host's error number")
+	_, port = closedPort(t)
+	want := ""
+	for _, a := range loopbacks(128) {
+		want += "; " + a.String() + ": connection refused"
+	}
+	addrs = append(loopbacks(1), loopbacks(1000)...)
+	_, run = inside(t, finds(0, addrs, nil), "-connect-timeout", "1m", "name.example", port, "x")
+	run.end(t).wantLine(t, 3, "failed", "sent=0 returned=0", want[2:])
+	_, run = inside(t, finds(0, addrs, nil), "-6", "name.example", port, "hello")
+	run.end(t).wantLine(t, 3, "failed", "sent=0 returned=0",
+		"lookup name.example: no address of that family")
+}
+
+// TestLookupTime: the look-up is part of the time to connect, whatever it is stuck in; without a
+// limit it may take as long as it likes.
+func TestLookupTime(t *testing.T) {
+	t.Parallel()
+	_, port := serve(t, "127.0.0.1:0", echoes)
+	for _, test := range []struct {
+		flags              string
+		pause, least, most time.Duration
+		status             int
+		word, keys, cause  string
+	}{
+		{"-connect-timeout 0", 4 * time.Second, 4 * time.Second, hang, 0, "ok", done, ""},
+		{"-connect-timeout 1s", 30 * time.Second, time.Second, 20 * time.Second, 4, "failed",
+			"sent=0 returned=0", "lookup name.example: timed out"},
+		{"-connect-timeout 30s", time.Second, time.Second, hang, 0, "ok", done, ""},
+	} {
+		t.Run(test.flags, func(t *testing.T) {
+			t.Parallel()
+			start := time.Now()
+			args := append(strings.Fields(test.flags), "name.example", port, "hello")
+			_, run := inside(t, finds(test.pause, loopbacks(1), nil), args...)
+			r := run.end(t)
+			r.wantLine(t, test.status, test.word, test.keys, test.cause)
+			took := time.Since(start)
+			if took < test.least || took > test.most {
+				t.Errorf("it took %v", took)
+			}
+			if test.status == 0 {
+				r.line(t).below(t, "connect_ms", 0, time.Second)
+			}
+		})
+	}
+}
+
+// TestLocalhost has two addresses wherever IPv6 is configured: the one that works is found, and
+// when none does, all are named.
+func TestLocalhost(t *testing.T) {
+	t.Parallel()
+	_, port := serve(t, "127.0.0.1:0", echoes)
+	echomux(t, nil, "localhost", port, "hello").wantLine(t, 0, "ok", done, "")
+	_, port = closedPort(t)
+	faulty(t, "qemu-mips", "SO_ERROR carries the host's error number")
+	r := echomux(t, nil, "localhost", port, "hello")
+	r.wantLine(t, 3, "failed", "sent=0 returned=0", "*127.0.0.1: connection refused*")
+}
+
+// TestNoAddress: what is not connected because HOST has no address names HOST.
 func TestNoAddress(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
-		args   []string
-		stderr string
-	}{
-		{[]string{"a..b", "7", "x"}, `echomux: lookup a\.\.b: .+ sent=0 returned=0`},
-		{[]string{"-4", "::1", "7", "x"}, `echomux: lookup ::1: .+ sent=0 returned=0`},
-		{[]string{"-6", "127.0.0.1", "7", "x"}, `echomux: lookup 127\.0\.0\.1: .+ sent=0 returned=0`},
-		{[]string{"-6", "::ffff:127.0.0.1", "7", "x"}, `echomux: lookup ::ffff:127\.0\.0\.1: .+ sent=0 returned=0`},
-		{[]string{"fe80::1%nosuchzone", "7", "x"}, `echomux: .*nosuchzone.*`},
+	for args, cause := range map[string]string{
+		"-4 ::1 7 x":                "lookup ::1: no address of that family",
+		"-6 127.0.0.1 7 x":          "lookup 127.0.0.1: no address of that family",
+		"-6 ::ffff:127.0.0.1 7 x":   "lookup ::ffff:127.0.0.1: no address of that family",
+		"fe80::1%nosuchzone 7 x":    "lookup fe80::1%nosuchzone: *nosuchzone*",
+		"-6 fe80::1%nosuchzone 7 x": "lookup fe80::1%nosuchzone: *nosuchzone*",
 	} {
-		echomux(t, nil, test.args...).want(t, 3, "", test.stderr)
+		r := echomux(t, nil, strings.Fields(args)...)
+		r.wantLine(t, 3, "failed", "sent=0 returned=0", cause)
 	}
 }
 
@@ -665,338 +833,75 @@ func (w *failingWriter) Write(p []byte) (int, error) {
 
 func TestStandardStreamsFail(t *testing.T) {
 	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", echoes)
-	stderr := new(output)
-	status := run([]string{"127.0.0.1", port, "hello"}, nil, &failingWriter{3}, stderr)
-	result{status, "", stderr.String()}.want(t, 6, at, `echomux: standard output: the disk is full sent=6 returned=\d`)
+	_, port := serve(t, "127.0.0.1:0", echoes)
+	r := beginTo(&failingWriter{3}, nil, "127.0.0.1", port, "hello").end(t)
+	r.wantLine(t, 6, "failed", done, "standard output: the disk is full")
+	r = beginTo(&failingWriter{8}, nil, "-count", "3", "127.0.0.1", port, "hello").end(t)
+	r.wantLine(t, 6, "failed", "sent=* returned=12 connect_ms rounds=2 rtt_ms peer",
+		"standard output: the disk is full")
 
-	stdin := io.MultiReader(strings.NewReader("hello\n"), iotest.ErrReader(errors.New("the tape is torn")))
-	echomux(t, stdin, "127.0.0.1", port).
-		want(t, 6, at, `echomux: standard input: the tape is torn sent=\d returned=\d`)
+	torn := iotest.ErrReader(errors.New("the tape is torn"))
+	stdin := io.MultiReader(strings.NewReader("hello\n"), torn)
+	r = echomux(t, stdin, "127.0.0.1", port)
+	r.wantLine(t, 6, "failed", "sent=* returned=* ...", "standard input: the tape is torn")
 }
 
-// TestSlowOutput: a slow reader of our output is back-pressure, not silence of the peer.
-func TestSlowOutput(t *testing.T) {
+// TestReaderGone is | head -1: nobody reads what comes back any more.
+func TestReaderGone(t *testing.T) {
 	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", echoes)
-	stderr := new(output)
-	status := run([]string{"-io-timeout", "1s", "127.0.0.1", port, strings.Repeat("x", 1<<20)}, nil, &slowWriter{2}, stderr)
-	result{status, "", stderr.String()}.want(t, 0, at, `echomux: A ok sent=1048577 returned=1048577 .*`)
+	_, port := serve(t, "127.0.0.1:0", echoes)
+	head, stdout, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdout.Close()
+	run := beginTo(stdout, nil, "-count", "0", "-every", "10ms", "-v", "127.0.0.1", port, "hello")
+	io.ReadFull(head, make([]byte, 6))
+	head.Close()
+	r := run.end(t)
+	r.wantLine(t, 6, "failed", "sent=* returned=* connect_ms rounds=* rtt_ms peer",
+		"standard output: nobody reads it any more")
 }
 
-// slowWriter takes more than a second for each of its first writes.
-type slowWriter struct{ slow int }
+// slowWriter takes its time for each of its first two writes.
+type slowWriter struct {
+	pause  time.Duration
+	writes int
+}
 
 func (w *slowWriter) Write(p []byte) (int, error) {
-	if w.slow--; w.slow >= 0 {
-		time.Sleep(1300 * time.Millisecond)
+	w.writes++
+	if w.writes <= 2 {
+		time.Sleep(w.pause)
 	}
 	return len(p), nil
 }
 
-func TestRounds(t *testing.T) {
-	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", echoes)
-	r := echomux(t, nil, "-count", "5", "127.0.0.1", port, "data1", "data2")
-	r.want(t, 0, at, `echomux: A ok sent=60 returned=60 connect_ms=N rounds=5 rtt_ms=N/N/N`)
-	r.wantStdout(t, strings.Repeat("data1\ndata2\n", 5))
-}
-
-// TestEvery: a line for each round, which starts no sooner than asked; a round that is not due is no
-// timeout.
-func TestEvery(t *testing.T) {
-	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", echoes)
-	start := time.Now()
-	echomux(t, nil, "-count", "3", "-every", "1300ms", "-io-timeout", "1s", "127.0.0.1", port, "hello").
-		want(t, 0, at, `echomux: A round=1 rtt_ms=N\nechomux: A round=2 rtt_ms=N\nechomux: A round=3 rtt_ms=N\n`+
-			`echomux: A ok sent=18 returned=18 connect_ms=N rounds=3 rtt_ms=N/N/N`)
-	if took := time.Since(start); took < 2590*time.Millisecond {
-		t.Errorf("three rounds took %v", took)
-	}
-	echomux(t, nil, "-q", "-count", "3", "-every", "1ms", "127.0.0.1", port, "hello").wantQuiet(t)
-	// One line is promised even where there is one round.
-	echomux(t, nil, "-every", "1h", "127.0.0.1", port, "hello").
-		want(t, 0, at, `echomux: A round=1 rtt_ms=N\nechomux: A ok sent=6 returned=6 connect_ms=N rounds=1 rtt_ms=N/N/N`)
-}
-
-func (r result) wantQuiet(t testing.TB) {
-	t.Helper()
-	if r.status != 0 || r.stderr != "" {
-		t.Errorf("status %d and %q, want 0 and silence", r.status, r.stderr)
-	}
-}
-
-// TestLaterRound is what -count is for: a flow that was good once.
-func TestLaterRound(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		name   string
-		talk   func(*net.TCPConn)
-		status int
-		stderr string
-	}{
-		{"dropped", func(c *net.TCPConn) {
-			io.CopyN(c, c, 12)
-			ignores(c)
-		}, 5, `echomux: read A: timed out after 1s of silence .* sent=18 returned=12 rounds=2 rtt_ms=N/N/N`},
-		{"closed", func(c *net.TCPConn) {
-			io.CopyN(c, c, 12)
-			reads(c, 3)
-			c.CloseWrite()
-			ignores(c)
-		}, 1, `echomux: read A: closed early .* sent=18 returned=12 rounds=2 rtt_ms=N/N/N`},
-		{"changed", func(c *net.TCPConn) {
-			io.CopyN(c, c, 14)
-			io.WriteString(c, "LLO\n")
-			ignores(c)
-		}, 1, `echomux: read A: byte 14 differs: sent 0x6c, came back 0x4c: .* sent=18 returned=14 rounds=2 rtt_ms=N/N/N`},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			at, port := serve(t, "127.0.0.1:0", test.talk)
-			echomux(t, nil, "-io-timeout", "1s", "-count", "4", "127.0.0.1", port, "hello").
-				want(t, test.status, at, test.stderr)
-		})
-	}
-}
-
-// TestClosedBetweenRounds: a close while nothing is owed is noticed at once, not at the next round.
-func TestClosedBetweenRounds(t *testing.T) {
-	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) { io.CopyN(c, c, 6) })
-	echomux(t, nil, "-count", "2", "-every", "1h", "127.0.0.1", port, "hello").
-		want(t, 1, at, `echomux: A round=1 rtt_ms=N\nechomux: read A: closed early \(6 of 6 bytes\) sent=6 returned=6 rounds=1 rtt_ms=N/N/N`)
-}
-
-func TestMany(t *testing.T) {
-	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", echoes)
-	r := echomux(t, nil, "-n", "50", "127.0.0.1", port, "hello")
-	r.want(t, 0, at, `echomux: A ok=50 failed=0 sent=300 returned=300 connect_ms=N/N/N exchange_ms=N/N/N`)
-	r.wantStdout(t, "")
-	echomux(t, nil, "-n", "10", "-count", "7", "127.0.0.1", port, "hello").
-		want(t, 0, at, `echomux: A ok=10 failed=0 sent=420 returned=420 connect_ms=N/N/N rounds=70 rtt_ms=N/N/N`)
-	echomux(t, nil, "-n", "3", "-until", "connect", "127.0.0.1", port, "hello").
-		want(t, 0, at, `echomux: A ok=3 failed=0 sent=0 returned=0 connect_ms=N/N/N`)
-	echomux(t, nil, "-q", "-n", "3", "127.0.0.1", port, "hello").wantQuiet(t)
-}
-
-// TestMixedFates: the first failure in time decides, equal ones are one line.
-func TestMixedFates(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		name   string
-		pause  time.Duration // before the early closes
-		status int
-	}{
-		{"closed early first", 0, 1},
-		{"timed out first", 3 * time.Second, 5},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			turn := make(chan int, 10)
-			for i := range 10 {
-				turn <- i
-			}
-			at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
-				switch i := <-turn; {
-				case i < 4:
-					echoes(c)
-				case i < 7:
-					ignores(c)
-				case test.pause == 0:
-					c.CloseWrite()
-					ignores(c)
-				default: // never silent for long, and then closed
-					for range test.pause / (200 * time.Millisecond) {
-						io.CopyN(c, c, 1)
-						time.Sleep(200 * time.Millisecond)
-					}
-					c.CloseWrite()
-					ignores(c)
-				}
-			})
-			r := echomux(t, nil, "-q", "-n", "10", "-io-timeout", "1s", "127.0.0.1", port, strings.Repeat("x", 99))
-			r.want(t, test.status, at, `(?s)(echomux: read .*\n){2}echomux: A ok=4 failed=6 sent=1000 returned=\d+ connect_ms=N/N/N exchange_ms=N/N/N`)
-			if !regexp.MustCompile(`(?m)^echomux: read [0-9.:]+: timed out after 1s of silence .*\(3 connections\)$`).MatchString(r.stderr) {
-				t.Errorf("the three that timed out are not one line: %q", r.stderr)
-			}
-			if !regexp.MustCompile(`(?m)^echomux: read [0-9.:]+: closed early .*\(3 connections\)$`).MatchString(r.stderr) {
-				t.Errorf("the three that were closed early are not one line: %q", r.stderr)
-			}
-		})
-	}
-}
-
-// TestManyReset: a connection reset at once, even before its connect was seen to end, was not refused.
-func TestManyReset(t *testing.T) {
-	t.Parallel()
-	faulty(t, "qemu-mips", "SO_ERROR carries the host's error number")
-	faulty(t, "wine", "a reset reads as EOF")
-	_, port := serve(t, "127.0.0.1:0", resets)
-	r := echomux(t, nil, "-n", "200", "127.0.0.1", port, "hello")
-	if r.status != 1 || !strings.Contains(r.lastLine(), " ok=0 failed=200 ") || !strings.Contains(r.stderr, "connection reset by peer") {
-		t.Errorf("status %d: %s", r.status, tail(r.stderr))
-	}
-}
-
-func TestManyRefused(t *testing.T) {
-	t.Parallel()
-	faulty(t, "qemu-mips", "SO_ERROR carries the host's error number")
-	at, port := closedPort(t)
-	echomux(t, nil, "-n", "7", "127.0.0.1", port, "hello").
-		want(t, 3, at, `echomux: connect A: connection refused \(7 connections\)\nechomux: A ok=0 failed=7 sent=0 returned=0`)
-	port = port0(t)
-	echomux(t, nil, "-n", "2", "::1", port, "hello").
-		want(t, 3, "[::1]:"+port, `echomux: connect A: .+ \(2 connections\)\nechomux: A ok=0 failed=2 sent=0 returned=0`)
-}
-
-func TestQuiet(t *testing.T) {
+// TestSlowOutput: a slow reader of our output is back-pressure, not silence of the peer, and no
+// figure holds it.
+func TestSlowOutput(t *testing.T) {
 	t.Parallel()
 	_, port := serve(t, "127.0.0.1:0", echoes)
-	r := echomux(t, nil, "-q", "127.0.0.1", port, "hello")
-	r.wantQuiet(t)
-	r.wantStdout(t, "hello\n")
-	at, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
-		c.CloseWrite()
-		ignores(c)
-	})
-	echomux(t, nil, "-q", "127.0.0.1", port, "hello").want(t, 1, at, `echomux: read A: closed early .*`)
-}
-
-// TestVerbose: the log has the recipe's form, and its steps in their order.
-func TestVerbose(t *testing.T) {
-	t.Parallel()
-	at, port := serve(t, "127.0.0.1:0", echoes)
-	long := strings.Repeat("long ", 1000)
-	r := echomux(t, nil, "-v", "127.0.0.1", port, "data1", "esc\x1b[2J", long)
-	if r.status != 0 {
-		t.Fatalf("status %d: %q", r.status, r.stderr)
-	}
-	lines := strings.Split(strings.TrimSuffix(r.stderr, "\n"), "\n")
-	form := regexp.MustCompile(fmt.Sprintf(`^\[echomux \(%d\)\] [ -~]+$`, os.Getpid()))
-	for _, line := range lines[:len(lines)-1] {
-		if !form.MatchString(line) || len(line) > 250 {
-			t.Errorf("not a log line: %q", line)
-		}
-	}
-	if !strings.HasPrefix(lines[len(lines)-1], "echomux: "+at+" ok ") {
-		t.Errorf("last line %q", lines[len(lines)-1])
-	}
-	rest := r.stderr
-	for _, step := range []string{"switch to non-blocking mode", "connected ", `sent: "data1\n" "esc\x1b[2J\n"`, "read only", "recv: ", "closed"} {
-		_, after, found := strings.Cut(rest, step)
-		if !found {
-			t.Errorf("no %q in %q", step, rest)
-		}
-		rest = after
-	}
-}
-
-// TestDemo is the recipe, both ends in one loop.
-func TestDemo(t *testing.T) {
-	t.Parallel()
-	r := echomux(t, nil)
-	if r.status != 0 || !regexp.MustCompile(`^echomux: 127\.0\.0\.1:\d+ ok sent=12 returned=12 connect_ms=\d+\.\d\d exchange_ms=\d+\.\d\d$`).MatchString(r.lastLine()) {
-		t.Errorf("status %d, last line %q", r.status, r.lastLine())
-	}
-	r.wantStdout(t, "data1\ndata2\n")
-	for _, step := range []string{`] sent: "data1\n"`, `server: recv: "data1\n"`, `server: sent: "data1\n"`, `] recv: "data1\n"`} {
-		if !strings.Contains(r.stderr, step) {
-			t.Errorf("no %q in %q", step, r.stderr)
-		}
-	}
-	echomux(t, nil, "-q").wantQuiet(t)
-	echomux(t, nil, "-q", "-n", "20", "-count", "3").wantQuiet(t)
-	if l, err := net.Listen("tcp", "[::1]:0"); err == nil {
-		l.Close()
-		echomux(t, nil, "-q", "-6").wantQuiet(t)
-	}
-}
-
-// TestUsage: each error names the bad word and exits 2, with nothing on standard output.
-func TestUsage(t *testing.T) {
-	t.Parallel()
 	for _, test := range []struct {
-		args, names string
+		name, flags string
+		size        int
+		keys        string
+		figure      string
+		index       int
 	}{
-		{"127.0.0.1", "127.0.0.1"},
-		{"127.0.0.1 0 x", `"0"`},
-		{"127.0.0.1 65536 x", "65536"},
-		{"127.0.0.1 70000 x", "70000"},
-		{"127.0.0.1 -7 x", "-7"},
-		{"127.0.0.1 7.0 x", "7.0"},
-		{"127.0.0.1 echo x", "echo"},
-		{"127.0.0.1 +7 x", "+7"},
-		{"@ 7 x", "HOST"}, // @ is an empty word here
-		{"127.0.0.1 @ x", "PORT"},
-		{"-connect-timeout 0s 127.0.0.1 7 x", "-connect-timeout"},
-		{"-connect-timeout -1s 127.0.0.1 7 x", "-connect-timeout"},
-		{"-connect-timeout 5 127.0.0.1 7 x", `"5" for flag -connect-timeout`},
-		{"-connect-timeout soon 127.0.0.1 7 x", "soon"},
-		{"-io-timeout 0s 127.0.0.1 7 x", "-io-timeout"},
-		{"-io-timeout -1s 127.0.0.1 7 x", "-io-timeout"},
-		{"-n 0 127.0.0.1 7 x", "-n 0"},
-		{"-n -1 127.0.0.1 7 x", "-n -1"},
-		{"-n many 127.0.0.1 7 x", "many"},
-		{"-n 99999999999999999999 127.0.0.1 7 x", "99999999999999999999"},
-		{"-n= 127.0.0.1 7 x", `"" for flag -n`},
-		{"-v=maybe 127.0.0.1 7 x", "maybe"},
-		{"-n 2 127.0.0.1 7", "-n"},
-		{"-n 2 -until eof 127.0.0.1 7", "-n"},
-		{"-count -1 127.0.0.1 7 x", "-count -1"},
-		{"-count 2 127.0.0.1 7", "-count"},
-		{"-count 0 127.0.0.1 7", "-count"},
-		{"-count 2 -until eof 127.0.0.1 7 x", "eof"},
-		{"-count 2 -until connect 127.0.0.1 7 x", "connect"},
-		{"-every 1s -until eof 127.0.0.1 7 x", "eof"},
-		{"-every -1s 127.0.0.1 7 x", "-every -1s"},
-		{"-until never 127.0.0.1 7 x", "never"},
-		{"-until @ 127.0.0.1 7 x", "-until"},
-		{"-4 -6 127.0.0.1 7 x", "-6"},
-		{"-nosuch 127.0.0.1 7 x", "-nosuch"},
-		{"---v 127.0.0.1 7 x", "---v"},
-		{"-\x1b[31m 127.0.0.1 7 x", `\x1b[31m`},
-		{"-n \x1b[31m 127.0.0.1 7 x", `\x1b[31m`},
-		{"-\u202e 127.0.0.1 7 x", `\u202e`},
-		{"-io-timeout", "-io-timeout"},
-		{"-serve", "PORT"},
-		{"-serve 127.0.0.1 7 x", "x"},
-		{"-serve 127.0.0.1 7 x y", "x"},
-		{"-serve 0", `"0"`},
-		{"-serve 70000", "70000"},
-		{"-serve @ 7", "HOST"},
-		{"-serve -n 2 7", "-n"},
-		{"-serve -count 2 7", "-count"},
+		{"many reads", "-io-timeout 2s", 1 << 20,
+			"sent=1048577 returned=1048577 connect_ms exchange_ms peer", "connect_ms", 0},
+		{"one read", "-io-timeout 2s", 5, done, "exchange_ms", 0},
+		{"rounds", "-io-timeout 2s -count 3", 5,
+			"sent=18 returned=18 connect_ms rounds=3 rtt_ms peer", "rtt_ms", 1},
 	} {
-		args := strings.Fields(test.args)
-		for i, word := range args {
-			if word == "@" {
-				args[i] = ""
-			}
-		}
-		r := echomux(t, nil, args...)
-		if r.status != 2 || r.stdout != "" || strings.Count(r.stderr, "\n") != 1 ||
-			!strings.HasPrefix(r.stderr, "echomux: ") || !strings.Contains(r.stderr, test.names) {
-			t.Errorf("echomux %s: status %d, %q; want 2, one line, and %q in it", test.args, r.status, r.stdout+r.stderr, test.names)
-		}
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			args := append(strings.Fields(test.flags), "127.0.0.1", port)
+			args = append(args, strings.Repeat("x", test.size))
+			r := beginTo(&slowWriter{pause: 3 * time.Second}, nil, args...).end(t)
+			r.wantLine(t, 0, "ok", test.keys, "")
+			r.line(t).below(t, test.figure, test.index, 3*time.Second)
+		})
 	}
 }
-
-func TestHelp(t *testing.T) {
-	t.Parallel()
-	for _, flag := range []string{"-h", "-help", "--help"} {
-		r := echomux(t, nil, flag)
-		if r.status != 0 || r.stderr != "" {
-			t.Errorf("%s: status %d, %q", flag, r.status, r.stderr)
-		}
-		for _, word := range []string{"HOST PORT", "-serve", "-connect-timeout", "3.5s", "-io-timeout", "5.5s", "-until", "-n", "-count", "-every", "-4", "-6", "-v", "-q"} {
-			if !strings.Contains(r.stdout, word) {
-				t.Errorf("%s does not explain %s", flag, word)
-			}
-		}
-	}
-}
-
-func plain(r io.Reader) io.Reader { return r }

@@ -182,8 +182,8 @@ func (s *nameServer) note(t testing.TB, raw []byte) (question, bool) {
 	return q, true
 }
 
-// overTCP has s answer over TCP too.
-func (s *nameServer) overTCP(t testing.TB, ip string, answer func(question) []byte) {
+// overTCP has s answer over TCP too, after a pause.
+func (s *nameServer) overTCP(t testing.TB, ip string, pause time.Duration, answer func(question) []byte) {
 	t.Helper()
 	serve(t, net.JoinHostPort(ip, "53"), func(c *net.TCPConn) {
 		var size [2]byte
@@ -196,6 +196,7 @@ func (s *nameServer) overTCP(t testing.TB, ip string, answer func(question) []by
 		}
 		q, ok := s.note(t, raw)
 		if ok {
+			time.Sleep(pause)
 			msg := answer(q)
 			c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(msg))), msg...))
 		}
@@ -208,10 +209,10 @@ func noSuchName(q question) []byte { return q.reply(3) }
 
 func serverFailure(q question) []byte { return q.reply(2) }
 
-func loopbacks(q question) []byte { return q.has("127.0.0.1", "::1") }
+func loopbacksUp(q question) []byte { return q.has("127.0.0.1", "::1") }
 
 // after answers so much later.
-func after(pause time.Duration, answer func(question) []byte) func(question) []byte {
+func answersAfter(pause time.Duration, answer func(question) []byte) func(question) []byte {
 	return func(q question) []byte {
 		time.Sleep(pause)
 		return answer(q)
@@ -235,7 +236,7 @@ func TestNamesFamilies(t *testing.T) {
 	s := newNameServer(t, "127.0.0.1", func(q question) []byte {
 		switch q.name {
 		case "both.test":
-			return loopbacks(q)
+			return loopbacksUp(q)
 		case "four.test":
 			return q.has("127.0.0.1")
 		case "six.test":
@@ -252,7 +253,7 @@ func TestNamesFamilies(t *testing.T) {
 		asked      string
 	}{
 		{"-v", "both.test", 0, "", "A AAAA"},
-		{"-v", "BOTH.test", 3, "no such name", "A AAAA"}, // this server tells capitals apart
+		{"-v", "BOTH.test", 3, "no such name", "A AAAA"}, // the server keeps capitals apart, nobody else
 		{"-4", "both.test", 0, "127.0.0.1:" + port, "A"},
 		{"-6", "both.test", 0, "[::1]:" + port, "AAAA"},
 		{"-v", "four.test", 0, "127.0.0.1:" + port, "A AAAA"},
@@ -284,103 +285,70 @@ func TestNamesFamilies(t *testing.T) {
 	}
 }
 
-// answers are name servers at 127.0.0.1, 127.0.0.2 and so on; where one is nil nobody is there.
-type answers []func(question) []byte
-
-var (
-	late     = after(1500*time.Millisecond, loopbacks)
-	noRecord = func(q question) []byte { return q.reply(0) }
-	onlyTwo  = func(q question) []byte { return q.onlyIn("a.test.two.test") }
-	patient  = "options timeout:20\n" // longer than any test has
-	searches = "search one.test two.test\noptions ndots:2\n"
-)
-
-func (q question) onlyIn(name string) []byte {
-	if q.name == name {
-		return loopbacks(q)
-	}
-	return q.reply(3)
-}
-
-// TestNamesServers: which servers cost what time, and whose word counts. Without a limit of its own
-// for the first try, a dead server would cost what resolv.conf says.
+// TestNamesServers: which servers cost what time, and whose word counts.
 func TestNamesServers(t *testing.T) {
 	if !nameSpace(t) {
 		return
 	}
 	port := echoPair(t)
+	const second = time.Second
+	late := answersAfter(1500*time.Millisecond, loopbacksUp)
 	for _, test := range []struct {
 		name    string
-		answers answers
-		conf    string // lines of resolv.conf
-		flags   string // "-connect-timeout" and what follows it
+		answers []func(question) []byte // of 127.0.0.1, 127.0.0.2 and so on; nil: nobody is there
+		options string                  // of resolv.conf
+		flags   string
 		status  int
-		words   string // of standard error
-		leastMs int
+		words   string
+		least   time.Duration
 	}{
-		{"dead, good", answers{silence, loopbacks}, patient, "15s", 0, "", 1000},
-		{"dead, good, IPv4", answers{silence, loopbacks}, patient, "15s -4", 0, "", 1000},
-		{"dead, good, A then AAAA", answers{silence, loopbacks},
-			patient + "options single-request\n", "15s", 0, "", 2000},
-		{"dead, dead, good", answers{silence, silence, loopbacks}, patient, "15s", 0, "", 2000},
-		{"dead, good, and a search", answers{silence, onlyTwo},
-			patient + searches, "15s", 0, "", 2000},
-		{"slow", answers{late}, "", "20s", 0, "", 2500},
-		{"slow, IPv6", answers{late}, "", "20s -6", 0, "", 2500},
-		{"slow, dead", answers{late, silence}, "", "20s", 0, "", 3500},
-		{"nobody, good", answers{nil, loopbacks}, "", "15s", 0, "", 0},
-		{"nobody", answers{nil}, "", "15s", 3, "connection refused", 0},
-		{"failure, good", answers{serverFailure, loopbacks}, "", "15s", 0, "", 0},
-		{"failure", answers{serverFailure}, "", "15s", 3, "misbehaving", 0},
-		{"no such name", answers{noSuchName}, "", "15s", 3, "no such name", 0},
-		{"no address", answers{noRecord}, "", "15s", 3, "no such name", 0},
-		{"dead, no such name", answers{silence, noSuchName},
-			patient, "15s", 3, "no such name", 1000},
-		{"failure, no such name", answers{serverFailure, noSuchName},
-			"", "15s", 3, "no such name", 0},
-		{"silence", answers{silence}, "", "1500ms", 4, "timed out", 1500},
-		{"silence, and little time", answers{silence}, "", "100ms", 4, "timed out", 100},
-		{"silence, and the resolver gives up", answers{silence},
-			patient + "options attempts:1\n", "15s", 4, "timed out", 1000},
+		{"one that is dead", []func(question) []byte{silence, loopbacksUp}, "", "-connect-timeout 4s", 0, "", second},
+		{"one that is dead, one family", []func(question) []byte{silence, loopbacksUp}, "", "-4 -connect-timeout 4s", 0, "", second},
+		{"one that is dead, one after the other", []func(question) []byte{silence, loopbacksUp}, "options single-request\n", "-connect-timeout 4s", 0, "", 2 * second},
+		{"two that are dead", []func(question) []byte{silence, silence, loopbacksUp}, "", "-connect-timeout 4s", 0, "", 2 * second},
+		{"one that is dead, and a search", []func(question) []byte{silence, func(q question) []byte {
+			if q.name == "a.test.two.test" {
+				return loopbacksUp(q)
+			}
+			return q.reply(3)
+		}}, "search one.test two.test\noptions ndots:2\n", "-connect-timeout 4900ms", 0, "", 2 * second},
+		{"one that is slow", []func(question) []byte{late}, "", "-connect-timeout 20s", 0, "", 2500 * time.Millisecond},
+		{"one that is slow, one family", []func(question) []byte{late}, "", "-6 -connect-timeout 20s", 0, "", 2500 * time.Millisecond},
+		{"one that is slow, and one that is dead", []func(question) []byte{late, silence}, "", "-connect-timeout 20s", 0, "", 3500 * time.Millisecond},
+		{"nobody there, and one", []func(question) []byte{nil, loopbacksUp}, "", "-connect-timeout 4s", 0, "", 0},
+		{"nobody there", []func(question) []byte{nil}, "", "-connect-timeout 4s", 3, "connection refused", 0},
+		{"a failure, and one", []func(question) []byte{serverFailure, loopbacksUp}, "", "-connect-timeout 4s", 0, "", 0},
+		{"a failure", []func(question) []byte{serverFailure}, "", "-connect-timeout 4s", 3, "server misbehaving", 0},
+		{"no such name", []func(question) []byte{noSuchName}, "", "", 3, "no such name", 0},
+		{"no address", []func(question) []byte{func(q question) []byte { return q.reply(0) }}, "", "", 3, "no such name", 0},
+		{"no such name, and one", []func(question) []byte{noSuchName, loopbacksUp}, "", "", 3, "no such name", 0},
+		{"no such name, the second says", []func(question) []byte{silence, noSuchName}, "", "-connect-timeout 4s", 3, "no such name", second},
+		{"no such name, after a failure", []func(question) []byte{serverFailure, noSuchName}, "", "-connect-timeout 4s", 3, "no such name", 0},
+		{"silence, to the end", []func(question) []byte{silence}, "", "-connect-timeout 1500ms", 4, "timed out", 1500 * time.Millisecond},
+		{"silence, and a short end", []func(question) []byte{silence}, "", "-connect-timeout 100ms", 4, "timed out", 100 * time.Millisecond},
+		{"silence, until the resolver gives up", []func(question) []byte{silence}, "options attempts:1\n", "-connect-timeout 30s", 4, "timed out", second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			test.answers.start(t, test.conf)
-			flags := strings.Fields("-connect-timeout " + test.flags)
-			r, took := faultRun(t, append(flags, "a.test", port, "hello")...)
+			conf := test.options
+			var servers []*nameServer
+			for i, answer := range test.answers {
+				ip := "127.0.0." + strconv.Itoa(1+i)
+				conf += "nameserver " + ip + "\n"
+				if answer != nil {
+					servers = append(servers, newNameServer(t, ip, answer))
+				}
+			}
+			etc(t, "resolv.conf", conf)
+			r, took := faultRun(t, append(strings.Fields(test.flags), "a.test", port, "hello")...)
 			r.wantName(t, test.status, "a.test", test.words)
 			t.Logf("it took %v", took)
-			least := time.Duration(test.leastMs) * time.Millisecond
-			if took < least || took > least+10*time.Second {
-				t.Errorf("it took %v, which should be %v", took, least)
+			if took < test.least || took > test.least+4*time.Second {
+				t.Errorf("it took %v", took)
+			}
+			if test.name == "no such name, and one" && len(servers[1].take()) > 0 {
+				t.Error("the second one was asked too")
 			}
 		})
-	}
-}
-
-// start has the servers answer, and resolv.conf name them.
-func (a answers) start(t testing.TB, conf string) (servers []*nameServer) {
-	t.Helper()
-	for i, answer := range a {
-		ip := "127.0.0." + strconv.Itoa(1+i)
-		conf += "nameserver " + ip + "\n"
-		if answer != nil {
-			servers = append(servers, newNameServer(t, ip, answer))
-		}
-	}
-	etc(t, "resolv.conf", conf)
-	return servers
-}
-
-// TestNamesFirstWord: a server's "no such name" is not asked about elsewhere.
-func TestNamesFirstWord(t *testing.T) {
-	if !nameSpace(t) {
-		return
-	}
-	servers := answers{noSuchName, loopbacks}.start(t, "")
-	r, _ := faultRun(t, "a.test", "7", "hello")
-	r.wantName(t, 3, "a.test", "no such name")
-	if asked := servers[1].take(); len(asked) > 0 {
-		t.Errorf("the second one was asked for %q", asked)
 	}
 }
 
@@ -395,7 +363,7 @@ func TestNamesOverTCP(t *testing.T) {
 		msg[2] |= 2 // truncated
 		return msg
 	})
-	s.overTCP(t, "127.0.0.1", late)
+	s.overTCP(t, "127.0.0.1", 1500*time.Millisecond, loopbacksUp)
 	etc(t, "resolv.conf", "nameserver 127.0.0.1\n")
 	r, took := faultRun(t, "-connect-timeout", "20s", "a.test", port, "hello")
 	r.wantName(t, 0, "a.test", "")
@@ -411,8 +379,8 @@ func TestNamesOverIPv6(t *testing.T) {
 	}
 	linkLocal(t)
 	port := echoPair(t)
-	newNameServer(t, "::1", loopbacks)
-	newNameServer(t, "fe80::1%lo", loopbacks)
+	newNameServer(t, "::1", loopbacksUp)
+	newNameServer(t, "fe80::1%lo", loopbacksUp)
 	for _, server := range []string{"::1", "fe80::1%lo"} {
 		etc(t, "resolv.conf", "nameserver "+server+"\n")
 		r, _ := faultRun(t, "a.test", port, "hello")
@@ -426,8 +394,7 @@ func linkLocal(t testing.TB) {
 	if _, err := exec.LookPath("ip"); err != nil {
 		t.Skip(err)
 	}
-	ip := exec.Command("ip", "address", "add", "fe80::1/64", "dev", "lo", "nodad")
-	out, err := ip.CombinedOutput()
+	out, err := exec.Command("ip", "address", "add", "fe80::1/64", "dev", "lo", "nodad").CombinedOutput()
 	if err != nil {
 		t.Skipf("no link-local address: %v: %s", err, out)
 	}
@@ -445,9 +412,8 @@ func TestNamesZones(t *testing.T) {
 		t.Fatal(err)
 	}
 	index := strconv.Itoa(ifi.Index)
-	beyond := strconv.FormatInt(1<<32+int64(ifi.Index), 10)
-	etc(t, "hosts", "fe80::1%lo board.test\nfe80::1%nosuchzone lost.test\n"+
-		"fe80::1%\x1b[31m evil.test\nfe80::1%"+strings.Repeat("x", 3000)+" long.test\n")
+	etc(t, "hosts", "fe80::1%lo board.test\nfe80::1%nosuchzone lost.test\nfe80::1%\x1b[31m evil.test\n"+
+		"fe80::1%"+strings.Repeat("x", 3000)+" long.test\n")
 	for _, test := range []struct {
 		host   string
 		status int
@@ -456,7 +422,7 @@ func TestNamesZones(t *testing.T) {
 		{"fe80::1%lo", 0, ""},
 		{"fe80::1%" + index, 0, ""},
 		{"board.test", 0, ""},
-		{"fe80::1%" + beyond, 3, "zone"}, // no number of 32 bits, and no name
+		{"fe80::1%" + strconv.FormatInt(1<<32+int64(ifi.Index), 10), 3, "zone"}, // no number of 32 bits, and no name
 		{"fe80::1%nosuchzone", 3, "nosuchzone"},
 		{"fe80::1%\x1b[31m", 3, `zone "\x1b[31m"`},
 		{"fe80::1%" + strings.Repeat("x", 3000), 3, "zone"},
@@ -481,7 +447,7 @@ func TestNamesSearch(t *testing.T) {
 	var exists string // set while no process runs
 	s := newNameServer(t, "127.0.0.1", func(q question) []byte {
 		if q.name == exists {
-			return loopbacks(q)
+			return loopbacksUp(q)
 		}
 		return q.reply(3)
 	})
@@ -518,25 +484,21 @@ func TestNamesNotAsked(t *testing.T) {
 		return
 	}
 	port := echoPair(t)
-	s := newNameServer(t, "127.0.0.1", func(q question) []byte {
-		return q.has("127.0.0.9", "2001:db8::9")
-	})
+	s := newNameServer(t, "127.0.0.1", func(q question) []byte { return q.has("127.0.0.9", "2001:db8::9") })
 	etc(t, "resolv.conf", "nameserver 127.0.0.1\nsearch one.test\n")
 	etc(t, "hosts", "192.0.2.1 localhost localhost.test\n")
-	for _, host := range []string{"localhost", "localhost.", "LocalHost", "board.localhost",
-		"a.b.LOCALHOST."} {
+	for _, host := range []string{"localhost", "localhost.", "LocalHost", "board.localhost", "a.b.LOCALHOST."} {
 		for _, flag := range []string{"-v", "-4", "-6"} {
 			r, _ := faultRun(t, flag, host, port, "hello")
 			r.wantName(t, 0, host, "")
 		}
 	}
-	for _, host := range []string{"127.1", "1.2.3.256", "256.256.256.256", "1", "1.", "a.2",
-		"[::1]", "::1::", "a:7", "127.0.0.1:7"} {
+	for _, host := range []string{"127.1", "1.2.3.256", "256.256.256.256", "1", "1.", "a.2", "[a.test]", "::1::"} {
 		r, _ := faultRun(t, host, port, "hello")
 		r.wantName(t, 2, "", host)
 	}
-	for _, host := range []string{strings.Repeat("x", 64), strings.Repeat("x.", 200), "a..b", "..",
-		".a", "a b", "\x7f.test", "\xff.test", "n\u00e4me.test", "a\x1bb.test"} {
+	for _, host := range []string{strings.Repeat("x", 64), strings.Repeat("x.", 200), "a..b", "..", ".a", "a b", "\x7f.test", "\xff.test",
+		"n\u00e4me.test", "a\x1bb.test"} {
 		r, _ := faultRun(t, host, port, "hello")
 		faultTidy(t, r)
 		r.wantName(t, 3, "", "no such name")
@@ -562,7 +524,7 @@ func TestNamesEmptyEtc(t *testing.T) {
 	r.wantName(t, 0, "localhost", "")
 	r, _ = faultRun(t, "a.test", port, "hello")
 	r.wantName(t, 3, "a.test", "connection refused")
-	newNameServer(t, "127.0.0.1", loopbacks)
+	newNameServer(t, "127.0.0.1", loopbacksUp)
 	r, _ = faultRun(t, "a.test", port, "hello")
 	r.wantName(t, 0, "a.test", "")
 }
@@ -594,7 +556,7 @@ func TestNamesDescriptors(t *testing.T) {
 	newNameServer(t, "127.0.0.1", func(q question) []byte {
 		switch q.name {
 		case "a.test":
-			return loopbacks(q)
+			return loopbacksUp(q)
 		case "silent.test":
 			return nil
 		}
@@ -604,8 +566,7 @@ func TestNamesDescriptors(t *testing.T) {
 	look := func() {
 		echomux(t, nil, "a.test", port, "hello").wantName(t, 0, "a.test", "")
 		echomux(t, nil, "none.test", port, "hello").wantName(t, 3, "none.test", "no such name")
-		r := echomux(t, nil, "-connect-timeout", "50ms", "silent.test", port, "hello")
-		r.wantName(t, 4, "silent.test", "timed out")
+		echomux(t, nil, "-connect-timeout", "50ms", "silent.test", port, "hello").wantName(t, 4, "silent.test", "timed out")
 	}
 	held := func() (n int) {
 		fds, err := filepath.Glob("/proc/self/fd/*")
@@ -614,7 +575,7 @@ func TestNamesDescriptors(t *testing.T) {
 		}
 		for _, fd := range fds {
 			what, _ := os.Readlink(fd)
-			if !strings.HasPrefix(what, "pipe:") { // io.Copy of the echo server keeps some
+			if !strings.HasPrefix(what, "pipe:") { // the echo server's io.Copy keeps some, for splice(2)
 				n++
 			}
 		}
@@ -635,7 +596,7 @@ func TestNamesFewDescriptors(t *testing.T) {
 		return
 	}
 	port := echoPair(t)
-	newNameServer(t, "127.0.0.1", loopbacks)
+	newNameServer(t, "127.0.0.1", loopbacksUp)
 	etc(t, "resolv.conf", "nameserver 127.0.0.1\n")
 	ended := map[int]int{}
 	for limit := 4; limit < 16; limit++ {
@@ -665,7 +626,7 @@ func TestNamesElsewhere(t *testing.T) {
 	newNameServer(t, "127.0.0.1", func(q question) []byte {
 		switch q.name {
 		case "both.test":
-			return loopbacks(q)
+			return loopbacksUp(q)
 		case "silent.test":
 			return nil
 		}
@@ -678,7 +639,7 @@ func TestNamesElsewhere(t *testing.T) {
 		start := time.Now()
 		return p.start(t).end(t), time.Since(start)
 	}
-	for flag, tried := range map[string]string{"-4": "127.0.0.1:" + port, "-6": "[::1]:" + port} {
+	for flag, tried := range map[string]string{"-4": "127.0.0.1", "-6": "::1"} {
 		r, _ := elsewhere(flag, "both.test", port, "hello")
 		if r.status != 0 && r.status != 3 || !strings.Contains(r.lastLine(), tried) {
 			t.Errorf("%s: status %d: %q", flag, r.status, r.stderr)
@@ -689,7 +650,7 @@ func TestNamesElsewhere(t *testing.T) {
 	r, took := elsewhere("-connect-timeout", "1500ms", "silent.test", port, "hello")
 	r.wantName(t, 4, "silent.test", "timed out")
 	t.Logf("silence took %v", took)
-	if took < 1500*time.Millisecond || took > 8*time.Second {
+	if took < 1500*time.Millisecond || took > 6*time.Second {
 		t.Errorf("it took %v", took)
 	}
 }

@@ -1,10 +1,10 @@
-// The seam in Linux's words: epoll(7) with an eventfd(2) to wake it, BSD sockets.
+// The contract in Linux's words: epoll(7) with an eventfd(2) to wake it, and BSD sockets.
 
 package main
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,10 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// epoll is the poller: one epoll instance and the eventfd in it.
+// ---- The poller ----
+
+// epoll is the poller. The kernel keeps the list of what is watched.
 type epoll struct {
-	epfd, wakefd int
-	events       [batchSize]unix.EpollEvent
+	epfd   int                        // the epoll instance
+	wakefd int                        // an eventfd in it, which is readable after a wake-up
+	events [batchSize]unix.EpollEvent // room for what epoll_wait reports
 }
 
 func newPoller() (poller, error) {
@@ -34,16 +37,24 @@ func newPoller() (poller, error) {
 		return nil, fault("eventfd", err)
 	}
 	p := &epoll{epfd: epfd, wakefd: wakefd}
-	return p, p.add(socket(wakefd), readable)
+	err = p.change(socket(wakefd), 0, readable)
+	if err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
 }
 
-func (p *epoll) add(s socket, want readiness) error    { return p.ctl(unix.EPOLL_CTL_ADD, s, want) }
-func (p *epoll) modify(s socket, want readiness) error { return p.ctl(unix.EPOLL_CTL_MOD, s, want) }
-func (p *epoll) remove(s socket) error                 { return p.ctl(unix.EPOLL_CTL_DEL, s, 0) }
-
-// ctl changes the interest list. The 64 bits that the kernel hands back with an event hold the
-// descriptor and the readiness asked for.
-func (p *epoll) ctl(op int, s socket, want readiness) error {
+// change: epoll_ctl(2). The 64 bits that the kernel hands back with an event hold the descriptor
+// and the readiness asked for.
+func (p *epoll) change(s socket, was, want readiness) error {
+	op := unix.EPOLL_CTL_MOD
+	switch {
+	case was == 0:
+		op = unix.EPOLL_CTL_ADD
+	case want == 0:
+		op = unix.EPOLL_CTL_DEL
+	}
 	ev := unix.EpollEvent{Fd: int32(s), Pad: int32(want)}
 	if want&readable != 0 {
 		ev.Events |= unix.EPOLLIN
@@ -54,43 +65,54 @@ func (p *epoll) ctl(op int, s socket, want readiness) error {
 	return fault("epoll_ctl", unix.EpollCtl(p.epfd, op, int(s), &ev))
 }
 
-// wait: epoll_wait(2). EINTR, with n = -1, is a spurious return: the Go runtime signals its threads.
-func (p *epoll) wait(events []event, ms int) (found int, err error) {
-	n, err := unix.EpollWait(p.epfd, p.events[:min(len(events), batchSize)], ms)
+// wait: epoll_wait(2). EINTR, with n = -1, is a spurious return: the Go runtime signals its own
+// threads.
+func (p *epoll) wait(events []event, ms int) (int, error) {
+	room := min(len(events), len(p.events))
+	n, err := unix.EpollWait(p.epfd, p.events[:room], ms)
 	if err != nil && err != unix.EINTR {
 		return 0, fault("epoll_wait", err)
 	}
+	found := 0
 	for i := range max(0, n) {
-		if ev := &p.events[i]; int(ev.Fd) == p.wakefd {
-			var count [8]byte
-			unix.Read(p.wakefd, count[:]) // sets the counter to 0; EAGAIN: it was
-		} else {
-			events[found] = event{socket(ev.Fd), folded(ev)}
-			found++
+		ev := &p.events[i]
+		if int(ev.Fd) == p.wakefd {
+			p.consumeWake()
+			continue
 		}
+		events[found] = event{socket(ev.Fd), folded(ev)}
+		found++
 	}
 	return found, nil
 }
 
 // folded is the readiness of an event. EPOLLERR and EPOLLHUP come unasked; they say that whatever
 // was asked for will not block.
-func folded(ev *unix.EpollEvent) (r readiness) {
+func folded(ev *unix.EpollEvent) readiness {
 	if ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
 		return readiness(ev.Pad)
 	}
+	var ready readiness
 	if ev.Events&unix.EPOLLIN != 0 {
-		r |= readable
+		ready |= readable
 	}
 	if ev.Events&unix.EPOLLOUT != 0 {
-		r |= writable
+		ready |= writable
 	}
-	return r
+	return ready
 }
 
-// wake adds 1 to the eventfd's counter. It fails only where the counter is full, and then
-// a wake-up is pending.
+// wake adds 1 to the eventfd's counter. It fails only where the counter is full, and then a
+// wake-up is pending.
 func (p *epoll) wake() {
-	unix.Write(p.wakefd, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // big-endian: 1<<56, as good
+	one := [8]byte{1} // of a big-endian machine it is 1<<56, which serves as well
+	unix.Write(p.wakefd, one[:])
+}
+
+// consumeWake sets the eventfd's counter to 0. EAGAIN says that it was.
+func (p *epoll) consumeWake() {
+	var count [8]byte
+	unix.Read(p.wakefd, count[:])
 }
 
 func (p *epoll) close() error {
@@ -98,12 +120,327 @@ func (p *epoll) close() error {
 	return fault("close", unix.Close(p.epfd))
 }
 
-// ---- Names ----
+// ---- Sockets: the same lines in poller_linux.go and poller_darwin.go ----
 
-// newResolver is Go's own resolver, also where libc is linked in. It waits five seconds for an answer
+// system is the sockets of this kernel.
+type system struct{}
+
+// fault turns an error number into the error of the contract that it means, or names the call that
+// it came from. EPROTOTYPE is what XNU's write says while a reset is under way (tcp_usr_send in its
+// bsd/netinet/tcp_usrreq.c), ECONNABORTED what accept says of a connection that was reset before.
+func fault(call string, err error) error {
+	switch err {
+	case nil:
+		return nil
+	case unix.EAGAIN, unix.EINTR: // the Go runtime signals its own threads
+		return errWouldBlock
+	case unix.ECONNRESET, unix.EPIPE, unix.EPROTOTYPE, unix.ECONNABORTED:
+		return errReset
+	case unix.ECONNREFUSED:
+		return errRefused
+	case unix.ETIMEDOUT:
+		return errTimedOut
+	case unix.EADDRNOTAVAIL, unix.EAFNOSUPPORT:
+		return errNoAddress
+	case unix.ENOBUFS, unix.ENOMEM:
+		return errNoMemory
+	case unix.EMFILE:
+		var limit unix.Rlimit // Go has raised the soft limit to the hard one at start
+		unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+		return fmt.Errorf("%w (the limit is %d)", errTooManyFiles, limit.Cur)
+	case unix.ENFILE:
+		return fmt.Errorf("%w in the system", errTooManyFiles)
+	}
+	return os.NewSyscallError(call, err)
+}
+
+// openSocket: tcp(7), socket(7). The options cannot fail on a TCP socket, and are not worth giving
+// up for.
+func (system) openSocket(to netip.AddrPort, from netip.Addr) (socket, error) {
+	fd, err := unix.Socket(domain(to.Addr()), unix.SOCK_STREAM|cloexec, unix.IPPROTO_TCP)
+	if err != nil {
+		return 0, fault("socket", err)
+	}
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+	if from.IsValid() {
+		err = bindSource(fd, from)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return 0, err
+	}
+	return socket(fd), nil
+}
+
+// bindSource gives fd a local address, and leaves the port to connect.
+func bindSource(fd int, from netip.Addr) error {
+	deferPort(fd)
+	sa, err := sockaddr(netip.AddrPortFrom(from, 0))
+	if err != nil {
+		return err
+	}
+	return fault("bind", unix.Bind(fd, sa))
+}
+
+func (system) setNonblock(s socket) error {
+	return fault("fcntl", unix.SetNonblock(int(s), true))
+}
+
+// connect: connect(2). EINPROGRESS is the rule, and a signal does not stop what has begun. EAGAIN
+// is not "not now" here: no local port is free. ECONNABORTED comes before there is a connection,
+// and so is no reset.
+func (system) connect(s socket, to netip.AddrPort) error {
+	sa, err := sockaddr(to)
+	if err != nil {
+		return err
+	}
+	err = unix.Connect(int(s), sa)
+	switch err {
+	case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
+		return nil
+	case unix.EAGAIN:
+		return errNoPort
+	case unix.EADDRNOTAVAIL:
+		return noPort(to.Addr())
+	case unix.ECONNABORTED:
+		return os.NewSyscallError("connect", err)
+	case unix.EINVAL:
+		return selfConnect(to.Addr(), err)
+	}
+	return fault("connect", err)
+}
+
+// noPort says what EADDRNOTAVAIL of connect means. With IPv4 all local ports are taken; with IPv6
+// it can also be that this machine has no address from which to can be reached.
+func noPort(to netip.Addr) error {
+	if to.Is4() {
+		return errNoPort
+	}
+	return errNoAddress
+}
+
+// connectResult: SO_ERROR is cleared by being read, so its value has to be acted on. 0 means that
+// connect has not failed; whether it is done, only the peer's name tells. ENOTCONN: it is pending.
+// EINVAL: XNU has ended both directions (getpeername in its bsd/kern/uipc_syscalls.c), so a reset
+// or a refusal has come since SO_ERROR was read. It waits there now, and as the socket stays ready,
+// the poller reports it again.
+func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
+	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return local, peer, fault("getsockopt", err)
+	}
+	switch unix.Errno(errno) {
+	case 0:
+		return endNames(int(s))
+	case unix.ECONNABORTED: // before there was a connection
+		return local, peer, os.NewSyscallError("connect", unix.ECONNABORTED)
+	}
+	return local, peer, fault("connect", unix.Errno(errno))
+}
+
+// endNames are both ends of a connection, as connectResult has to say them.
+func endNames(fd int) (local, peer netip.AddrPort, err error) {
+	to, err := unix.Getpeername(fd)
+	switch err {
+	case nil:
+	case unix.ENOTCONN, unix.EINVAL:
+		return local, peer, errWouldBlock
+	default:
+		return local, peer, fault("getpeername", err)
+	}
+	from, err := unix.Getsockname(fd)
+	if err != nil {
+		return local, peer, fault("getsockname", err)
+	}
+	return addrPort(from), addrPort(to), nil
+}
+
+func (system) read(s socket, p []byte) (int, error) {
+	n, err := unix.Read(int(s), p)
+	if err != nil {
+		return 0, fault("read", err)
+	}
+	if n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+func (system) write(s socket, p []byte) (int, error) {
+	n, err := unix.Write(int(s), p)
+	if err != nil {
+		return 0, fault("write", err)
+	}
+	return n, nil
+}
+
+// pendingError: on Linux SO_ERROR also tells what an ICMP message said of a connection that goes on
+// trying. An acknowledgement that comes later takes that back (tcp_ack in net/ipv4/tcp_input.c).
+func (system) pendingError(s socket) error {
+	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return fault("getsockopt", err)
+	}
+	if errno != 0 {
+		return fault("getsockopt", unix.Errno(errno))
+	}
+	return nil
+}
+
+func (system) path(s socket) (unacknowledged, retransmits int) {
+	return unacknowledgedBytes(int(s)), retransmittedSegments(int(s))
+}
+
+// closeWrite: shutdown(2). ENOTCONN says that the peer's reset was faster, and the next read tells.
+func (system) closeWrite(s socket) error {
+	err := unix.Shutdown(int(s), unix.SHUT_WR)
+	if err == unix.ENOTCONN {
+		return nil
+	}
+	return fault("shutdown", err)
+}
+
+func (system) close(s socket) error { return fault("close", unix.Close(int(s))) }
+
+func (k system) listen(at netip.AddrPort) (socket, netip.AddrPort, error) {
+	s, err := k.openSocket(at, netip.Addr{})
+	if err != nil {
+		return 0, netip.AddrPort{}, err
+	}
+	bound, err := bindAndListen(int(s), at)
+	if err != nil {
+		unix.Close(int(s))
+		return 0, netip.AddrPort{}, err
+	}
+	return s, bound, nil
+}
+
+// bindAndListen: SO_REUSEADDR lets a server start again while connections of the one before are in
+// TIME_WAIT. On XNU it also lets one listen to an address while another program of the same user
+// listens to all addresses on that port, and gets what comes for that address. IPV6_V6ONLY leaves
+// IPv4 to its own listener. Accepted sockets inherit the options set here and in openSocket (UNIX
+// Network Programming, section 7.4): SO_KEEPALIVE finds out that a client has vanished, or it would
+// hold a descriptor for ever. The backlog is what a kernel's 16 bits hold, and the kernel cuts it
+// down to its own limit.
+func bindAndListen(fd int, at netip.AddrPort) (bound netip.AddrPort, err error) {
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	if at.Addr().Is6() {
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	sa, err := sockaddr(at)
+	if err != nil {
+		return bound, err
+	}
+	err = unix.Bind(fd, sa)
+	if err != nil {
+		return bound, fault("bind", err)
+	}
+	err = unix.Listen(fd, 1<<16-1)
+	if err != nil {
+		return bound, fault("listen", err)
+	}
+	err = unix.SetNonblock(fd, true)
+	if err != nil {
+		return bound, fault("fcntl", err)
+	}
+	sa, err = unix.Getsockname(fd)
+	return addrPort(sa), fault("getsockname", err)
+}
+
+func (system) accept(s socket) (socket, netip.AddrPort, error) {
+	fd, sa, err := acceptNonblock(int(s))
+	if err != nil {
+		return 0, netip.AddrPort{}, fault("accept", err)
+	}
+	return socket(fd), addrPort(sa), nil
+}
+
+func domain(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// sockaddr is a in the kernel's form.
+func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
+	}
+	index, err := zoneIndex(a.Addr().Zone())
+	if err != nil {
+		return nil, err
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: index}, nil
+}
+
+// addrPort is sa in the form of package netip.
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		ip := netip.AddrFrom16(sa.Addr)
+		if sa.ZoneId != 0 {
+			ip = ip.WithZone(strconv.Itoa(int(sa.ZoneId)))
+		}
+		return netip.AddrPortFrom(ip, uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// ---- The rest: what sockets need, clock, names, standard input, signals ----
+
+const cloexec = unix.SOCK_CLOEXEC
+
+// acceptNonblock is accept4(2): an accepted socket does not inherit O_NONBLOCK here.
+func acceptNonblock(fd int) (int, unix.Sockaddr, error) {
+	return unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+}
+
+// deferPort: IP_BIND_ADDRESS_NO_PORT, ip(7). bind would reserve a port for every destination at
+// once; connect needs one that is free for this destination. It is for both families.
+func deferPort(fd int) {
+	unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+// selfConnect: EINVAL of connect has no such meaning here. A socket can connect to itself, and then
+// both its names are the same.
+func selfConnect(to netip.Addr, err error) error {
+	return os.NewSyscallError("connect", err)
+}
+
+// unacknowledgedBytes: SIOCOUTQ, tcp(7), which x/sys has under its number's other name. It is a
+// difference of two sequence numbers, and the FIN takes one.
+func unacknowledgedBytes(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.TIOCOUTQ)
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+// retransmittedSegments: TCP_INFO, tcp(7).
+func retransmittedSegments(fd int) int {
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return -1
+	}
+	return int(info.Total_retrans)
+}
+
+// newClock is CLOCK_MONOTONIC, which Go reads without a system call.
+func newClock() func() time.Duration {
+	start := time.Now()
+	return func() time.Duration { return time.Since(start) }
+}
+
+// newResolver is Go's own resolver, however echomux was built. It waits five seconds for an answer
 // before it asks the next name server (resolv.conf(5), timeout), which is more than a run has. So
-// the first try of each question at each server ends after a second. The second try has all of the
-// resolver's time, and a server that is merely slow still answers.
+// the first try of each question at each server ends after a second. The second try has all of
+// the resolver's time, and a server that is merely slow still answers.
 func newResolver() *net.Resolver {
 	tries := &firstTries{asked: make(map[string]bool)}
 	return &net.Resolver{PreferGo: true, Dial: tries.dial}
@@ -117,7 +454,7 @@ type firstTries struct {
 	asked map[string]bool // by server and question
 }
 
-// dial connects the resolver to a server. Of a connection that is no UDP, the resolver has its way.
+// dial connects the resolver to a server. Over TCP the resolver's own limits are right.
 func (f *firstTries) dial(ctx context.Context, network, server string) (net.Conn, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, network, server)
@@ -147,8 +484,8 @@ type questionConn struct {
 }
 
 // Write sends the question, after the resolver has set its deadline, which is never less than a
-// second away. Two bytes are drawn anew for each try; the rest tells one question from another (RFC
-// 1035 section 4.1).
+// second away. Two bytes are drawn anew for each try; the rest tells one question from another
+// (RFC 1035 section 4.1).
 func (c *questionConn) Write(query []byte) (int, error) {
 	if c.tries.isFirst(c.server, string(query[2:])) {
 		c.SetDeadline(time.Now().Add(firstTryTime)) // can only fail on a closed connection
@@ -156,171 +493,43 @@ func (c *questionConn) Write(query []byte) (int, error) {
 	return c.UDPConn.Write(query)
 }
 
-// What sockets need that Darwin does otherwise.
+// kindOfInput: only a regular file with a size can be read without waiting for anybody; files of
+// /proc have none, and some of them block.
+func kindOfInput(file *os.File) inputKind {
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return otherInput
+	case info.Mode().IsRegular() && info.Size() > 0:
+		return regularFile
+	case isTerminal(file):
+		return terminalInput
+	}
+	return otherInput
+}
+
+// isTerminal asks what isatty(3) does. It leaves file as it is: file.Fd would put a pipe back into
+// blocking mode, for all that share it.
+func isTerminal(file *os.File) bool {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return false
+	}
+	terminal := false
+	raw.Control(func(fd uintptr) {
+		_, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
+		terminal = err == nil
+	})
+	return terminal
+}
+
+// terminalEOFDelay: an EOF of a terminal is what somebody has typed.
+const terminalEOFDelay = 0
+
+func readerGone(err error) bool { return errors.Is(err, unix.EPIPE) }
+
 const (
-	cloexec = unix.SOCK_CLOEXEC
 	sigTerm = unix.SIGTERM
+	sigHup  = unix.SIGHUP
 	sigPipe = unix.SIGPIPE
 )
-
-// acceptNonblock is accept4(2): an accepted socket does not inherit O_NONBLOCK here.
-func acceptNonblock(fd int) (int, unix.Sockaddr, error) {
-	return unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-}
-
-// ---- Sockets: from here on the same in poller_linux.go and poller_darwin.go; a test compares ----
-
-// system is the sockets of this kernel.
-type system struct{}
-
-// fault turns an error number into what the loop acts on, or names the call that it came from.
-func fault(call string, err error) error {
-	switch err {
-	case nil:
-		return nil
-	case unix.EAGAIN, unix.EINTR: // the Go runtime signals its own threads
-		return errWouldBlock
-	case unix.ECONNRESET, unix.EPIPE, unix.EPROTOTYPE, unix.ECONNABORTED: // EPROTOTYPE: XNU's write, mid-reset
-		return errReset
-	case unix.ECONNREFUSED:
-		return errRefused
-	case unix.ETIMEDOUT:
-		return errTimedOut
-	case unix.EADDRNOTAVAIL, unix.EAFNOSUPPORT:
-		return errNoAddress
-	case unix.EMFILE:
-		var limit unix.Rlimit // Go has raised the soft limit to the hard one at start
-		unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
-		return fmt.Errorf("%w (the limit is %d)", errTooManyFiles, limit.Cur)
-	case unix.ENFILE:
-		return fmt.Errorf("%w in the system", errTooManyFiles)
-	}
-	return os.NewSyscallError(call, err)
-}
-
-func domain(a netip.AddrPort) int {
-	if a.Addr().Is4() {
-		return unix.AF_INET
-	}
-	return unix.AF_INET6
-}
-
-func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
-	}
-	zone, err := zoneNumber(a.Addr().Zone())
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: zone}, err
-}
-
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		ip := netip.AddrFrom16(sa.Addr)
-		if sa.ZoneId != 0 {
-			ip = ip.WithZone(strconv.Itoa(int(sa.ZoneId)))
-		}
-		return netip.AddrPortFrom(ip, uint16(sa.Port))
-	}
-	return netip.AddrPort{}
-}
-
-func (system) openSocket(to netip.AddrPort) (socket, error) {
-	fd, err := unix.Socket(domain(to), unix.SOCK_STREAM|cloexec, unix.IPPROTO_TCP)
-	if err != nil {
-		return 0, fault("socket", err)
-	}
-	// tcp(7), socket(7). Neither can fail on a TCP socket, and neither is worth giving up for.
-	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
-	return socket(fd), nil
-}
-
-func (system) setNonblock(s socket) error { return fault("fcntl", unix.SetNonblock(int(s), true)) }
-
-// connect: EAGAIN is not "not now" here, but "no local port is free", connect(2).
-func (system) connect(s socket, to netip.AddrPort) error {
-	sa, err := sockaddr(to)
-	if err == nil {
-		err = unix.Connect(int(s), sa)
-	}
-	switch err {
-	case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
-		return errWouldBlock
-	case unix.EAGAIN:
-		return os.NewSyscallError("connect", err)
-	}
-	return fault("connect", err)
-}
-
-// connectResult: SO_ERROR is cleared by being read. 0 can also mean that connect is still at it,
-// and then there is no peer yet.
-func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
-	if errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR); err != nil || errno != 0 {
-		return local, peer, fault("connect", cmp.Or[error](err, unix.Errno(errno)))
-	}
-	to, err := unix.Getpeername(int(s))
-	if err == unix.ENOTCONN || err == unix.EINVAL { // EINVAL: macOS
-		return local, peer, errWouldBlock
-	} else if err != nil {
-		return local, peer, fault("getpeername", err)
-	}
-	from, err := unix.Getsockname(int(s))
-	return addrPort(from), addrPort(to), fault("getsockname", err)
-}
-
-func (system) read(s socket, p []byte) (int, error) {
-	n, err := unix.Read(int(s), p)
-	if n == 0 && err == nil {
-		return 0, io.EOF
-	}
-	return max(0, n), fault("read", err)
-}
-
-func (system) write(s socket, p []byte) (int, error) {
-	n, err := unix.Write(int(s), p)
-	return max(0, n), fault("write", err)
-}
-
-func (system) closeWrite(s socket) error {
-	if err := unix.Shutdown(int(s), unix.SHUT_WR); err != unix.ENOTCONN {
-		return fault("shutdown", err)
-	}
-	return nil // the peer's reset was faster
-}
-
-func (system) close(s socket) error { return fault("close", unix.Close(int(s))) }
-
-// listen: accepted sockets inherit the options set here (UNIX Network Programming, section 7.4).
-// The backlog is what a kernel's 16 bits hold; it cuts it down to its own limit.
-func (k system) listen(at netip.AddrPort) (s socket, bound netip.AddrPort, err error) {
-	if s, err = k.openSocket(at); err != nil {
-		return s, bound, err
-	}
-	fd := int(s)
-	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) // TIME_WAIT is no obstacle
-	if at.Addr().Is6() {
-		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1) // IPv4 has its own listener
-	}
-	sa, err := sockaddr(at)
-	for _, step := range []func() error{
-		func() error { return err },
-		func() error { return unix.Bind(fd, sa) },
-		func() error { return unix.Listen(fd, 1<<16-1) },
-		func() error { return unix.SetNonblock(fd, true) },
-		func() error { sa, err = unix.Getsockname(fd); return err },
-	} {
-		if err := step(); err != nil {
-			unix.Close(fd)
-			return 0, bound, fault("listen", err)
-		}
-	}
-	return s, addrPort(sa), nil
-}
-
-func (system) accept(s socket) (socket, netip.AddrPort, error) {
-	fd, sa, err := acceptNonblock(int(s))
-	return socket(fd), addrPort(sa), fault("accept", err)
-}

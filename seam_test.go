@@ -7,66 +7,84 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 )
 
-// The contract of the seam: what each platform's poller and sockets have to pass, whatever they are
-// made of. Package net is at the other end.
+// What each system's poller, sockets and the rest have to pass, whatever they are made of. Package
+// net is at the other end. What only one system lets a test see is in seam_<os>_test.go.
 
-// platform is the seam under test.
+// platform is the system under test.
 type platform struct {
 	testing.TB
 	poller
-	net  sockets
-	open map[socket]bool // to be closed at the end; a number closed twice could be another test's
+	net sockets
+
+	// watched is what each open socket is watched for. They are closed at the end; a number closed
+	// twice could be another test's.
+	watched map[socket]readiness
+}
+
+// contract is all that is tested of a system's poller and sockets. wine says where that emulator is
+// at fault.
+var contract = []struct {
+	name string
+	test func(platform)
+	wine string
+}{
+	{"wait: timeout", waitTimeout, ""},
+	{"wait: a wake-up before it", wakeBefore, ""},
+	{"wait: a wake-up during it", wakeDuring, ""},
+	{"wait: a wake-up beside events", wakeBeside, ""},
+	{"wait: no more events than there is room for", waitRoom, ""},
+	{"wait: many that stay readable hide nobody", waitFair, ""},
+	{"readable: bytes, level-triggered", readableBytes, ""},
+	{"readable: EOF", readableEOF, ""},
+	{"readable: bytes that came before it was watched", readableBefore, ""},
+	{"writable: room, level-triggered", writableRoom, ""},
+	{"both directions", bothDirections, ""},
+	{"change: from one to another", changeWant, ""},
+	{"change: to nothing", changeToNothing, ""},
+	{"hang-up: only the readiness asked for", hangUp, ""},
+	{"hang-up: half-closed by both", hangUpBoth, ""},
+	{"a new socket is not the old one", reusedSocket, ""},
+
+	{"connect", connectNames, ""},
+	{"connect: IPv6", connectIPv6, ""},
+	{"connect: refused", connectRefused, ""},
+	{"connect: reset before it is looked at", connectReset, ""},
+	{"connect: pending", connectPending, ""},
+	{"connect: from a local address", connectFrom, ""},
+	{"connect: from an address that is not ours", connectFromElsewhere, ""},
+	{"read: would block", readWouldBlock, ""},
+	{"read: bytes, then EOF for ever", readEOF, ""},
+	{"read: reset", readReset, "a reset reads as EOF"},
+	{"write: until it would block, and on", writeAll, ""},
+	{"write: reset", writeReset, ""},
+	{"pendingError", pendingErrors, ""},
+	{"path: what is not acknowledged, our FIN included", pathCounts, ""},
+	{"closeWrite", closeWriteHalf, ""},
+	{"close", closeSocket, ""},
+	{"listen and accept", acceptAll, ""},
+	{"listen: again, with connections in TIME_WAIT", listenAgain, ""},
+	{"options of sockets", socketOptions, ""},
+	{"listen: an address in use", listenInUse, ""},
+	{"listen: an address that is not ours", listenElsewhere, ""},
+	{"listen: both families on one port", listenBoth, ""},
 }
 
 func TestSeam(t *testing.T) {
 	t.Parallel()
-	for _, contract := range []struct {
-		name  string
-		test  func(platform)
-		fault string // of Wine
-	}{
-		{"wait: timeout", waitTimeout, ""},
-		{"wait: a wake-up before it", wakeBefore, ""},
-		{"wait: a wake-up during it", wakeDuring, ""},
-		{"wait: a wake-up beside events", wakeBeside, ""},
-		{"wait: no more events than there is room for", waitRoom, ""},
-		{"readable: bytes, level-triggered", readableBytes, ""},
-		{"readable: EOF", readableEOF, ""},
-		{"readable: bytes that came before add", readableBefore, ""},
-		{"writable: room, level-triggered", writableRoom, ""},
-		{"both directions", bothDirections, ""},
-		{"modify", modifyWant, ""},
-		{"remove", removeSocket, ""},
-		{"hang-up: only the readiness asked for", hangUp, ""},
-		{"hang-up: half-closed by both", hangUpBoth, ""},
-		{"a new socket is not the old one", reusedSocket, ""},
-
-		{"connect", connectNames, ""},
-		{"connect: IPv6", connectIPv6, ""},
-		{"connect: refused", connectRefused, ""},
-		{"read: would block", readWouldBlock, ""},
-		{"read: bytes, then EOF for ever", readEOF, ""},
-		{"read: reset", readReset, "a reset reads as EOF"},
-		{"write: until it would block, and on", writeAll, ""},
-		{"write: reset", writeReset, ""},
-		{"closeWrite", closeWriteHalf, ""},
-		{"close", closeSocket, ""},
-		{"listen and accept", acceptAll, ""},
-		{"listen: an address in use", listenInUse, ""},
-		{"listen: an address that is not ours", listenElsewhere, ""},
-		{"listen: both families on one port", listenBoth, ""},
-	} {
-		t.Run(contract.name, func(t *testing.T) {
+	for _, part := range contract {
+		t.Run(part.name, func(t *testing.T) {
 			t.Parallel()
-			if contract.fault != "" {
-				faulty(t, "wine", contract.fault)
+			if part.wine != "" {
+				faulty(t, "wine", part.wine)
 			}
-			contract.test(newPlatform(t))
+			part.test(newPlatform(t))
 		})
 	}
 }
@@ -76,11 +94,10 @@ func newPlatform(t testing.TB) platform {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := platform{t, k, system{}, map[socket]bool{}}
+	p := platform{t, k, system{}, make(map[socket]readiness)}
 	t.Cleanup(func() {
-		for s := range p.open {
-			p.remove(s) // it may be out already
-			p.must("close", p.net.close(s))
+		for s := range p.watched {
+			p.shut(s)
 		}
 		p.must("close of the poller", k.close())
 	})
@@ -101,58 +118,86 @@ func (p platform) want(what string, got, want error) {
 	}
 }
 
-// shut closes s before the end of the test.
+// watch has s watched for want from now on.
+func (p platform) watch(s socket, want readiness) {
+	p.Helper()
+	was := p.watched[s]
+	if was == want {
+		return
+	}
+	p.must("change", p.change(s, was, want))
+	p.watched[s] = want
+}
+
+// shut closes s.
 func (p platform) shut(s socket) {
 	p.Helper()
-	delete(p.open, s)
+	p.watch(s, 0)
+	delete(p.watched, s)
 	p.must("close", p.net.close(s))
+}
+
+// opened is a socket for the address to, in non-blocking mode.
+func (p platform) opened(to netip.AddrPort, from netip.Addr) socket {
+	p.Helper()
+	s, err := p.net.openSocket(to, from)
+	p.must("openSocket", err)
+	p.watched[s] = 0
+	p.must("setNonblock", p.net.setNonblock(s))
+	return s
 }
 
 // connecting is a socket on its way to the address to.
 func (p platform) connecting(to netip.AddrPort) socket {
 	p.Helper()
-	s, err := p.net.openSocket(to)
-	p.must("openSocket", err)
-	p.open[s] = true
-	p.must("setNonblock", p.net.setNonblock(s))
-	if err := p.net.connect(s, to); err != nil && err != errWouldBlock {
-		p.Fatalf("connect: %v", err)
-	}
-	p.must("add", p.add(s, writable))
+	s := p.opened(to, netip.Addr{})
+	p.must("connect", p.net.connect(s, to))
+	p.watch(s, writable)
 	return s
 }
 
 // result waits until s has been connected, or has not.
 func (p platform) result(s socket) (local, peer netip.AddrPort, err error) {
 	p.Helper()
-	for err = errWouldBlock; err == errWouldBlock; {
+	for {
 		p.await(s, writable)
 		local, peer, err = p.net.connectResult(s)
+		if err != errWouldBlock {
+			return local, peer, err
+		}
 	}
-	return local, peer, err
+}
+
+// listener is one of package net.
+func (p platform) listener() (server *net.TCPListener, at netip.AddrPort) {
+	p.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	p.must("net.Listen", err)
+	p.Cleanup(func() { l.Close() })
+	return l.(*net.TCPListener), netip.MustParseAddrPort(l.Addr().String())
 }
 
 // pair is a connected socket, out of the poller, and its peer of package net.
 func (p platform) pair() (socket, *net.TCPConn) {
 	p.Helper()
-	server, err := net.Listen("tcp", "127.0.0.1:0")
-	p.must("net.Listen", err)
+	server, at := p.listener()
 	defer server.Close()
-	s := p.connecting(netip.MustParseAddrPort(server.Addr().String()))
-	c, err := server.Accept()
+	s := p.connecting(at)
+	c, err := server.AcceptTCP()
 	p.must("net.Accept", err)
 	p.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(hang))
 	_, _, err = p.result(s)
 	p.must("connectResult", err)
-	p.must("remove", p.remove(s))
-	return s, c.(*net.TCPConn)
+	p.watch(s, 0)
+	return s, c
 }
 
 // poll waits once for up to d and returns what is ready; one socket can be in two events.
 func (p platform) poll(d time.Duration) map[socket]readiness {
 	p.Helper()
-	ready, events := map[socket]readiness{}, make([]event, 16)
+	ready := make(map[socket]readiness)
+	events := make([]event, 16)
 	n, err := p.wait(events, int(d/time.Millisecond))
 	p.must("wait", err)
 	for _, ev := range events[:n] {
@@ -164,8 +209,10 @@ func (p platform) poll(d time.Duration) map[socket]readiness {
 // await waits until all of want is ready in s, and returns what was reported with it.
 func (p platform) await(s socket, want readiness) readiness {
 	p.Helper()
-	for end := time.Now().Add(hang); time.Now().Before(end); {
-		if ready := p.poll(time.Second)[s]; ready&want == want {
+	end := time.Now().Add(hang)
+	for time.Now().Before(end) {
+		ready := p.poll(time.Second)[s]
+		if ready&want == want {
 			return ready
 		}
 	}
@@ -173,16 +220,27 @@ func (p platform) await(s socket, want readiness) readiness {
 	return 0
 }
 
+// only waits until want is ready in s, and checks that it is reported for nothing else.
+func (p platform) only(s socket, want readiness) {
+	p.Helper()
+	ready := p.await(s, want)
+	if ready != want {
+		p.Errorf("watched for %v, ready for %v", want, ready)
+	}
+}
+
 // stirs waits a moment for anything to be ready.
 func (p platform) stirs() (ready map[socket]readiness) {
 	p.Helper()
-	for end := time.Now().Add(60 * time.Millisecond); len(ready) == 0 && time.Now().Before(end); {
+	end := time.Now().Add(60 * time.Millisecond)
+	for len(ready) == 0 && time.Now().Before(end) {
 		ready = p.poll(20 * time.Millisecond)
 	}
 	return ready
 }
 
-// silent checks that nothing is ready, and goes on so.
+// silent checks that nothing is ready, and goes on so. A readiness for writing may be spurious, so
+// this is for reading alone.
 func (p platform) silent(what string) {
 	p.Helper()
 	for s, ready := range p.stirs() {
@@ -209,9 +267,12 @@ func (p platform) receive(s socket) string {
 }
 
 func waitTimeout(p platform) {
-	start, waits := time.Now(), 0
-	for ; time.Since(start) < 200*time.Millisecond; waits++ {
-		if ready := p.poll(100 * time.Millisecond); len(ready) > 0 {
+	start := time.Now()
+	waits := 0
+	for time.Since(start) < 200*time.Millisecond {
+		waits++
+		ready := p.poll(100 * time.Millisecond)
+		if len(ready) > 0 {
 			p.Fatalf("nothing is watched, but %v is ready", ready)
 		}
 	}
@@ -240,7 +301,8 @@ func (p platform) quiet() {
 
 func wakeBefore(p platform) {
 	p.wake()
-	if ready := p.poll(hang); len(ready) > 0 {
+	ready := p.poll(hang)
+	if len(ready) > 0 {
 		p.Errorf("the wake-up is an event: %v", ready)
 	}
 	p.quiet()
@@ -273,19 +335,20 @@ func wakeDuring(p platform) {
 
 func wakeBeside(p platform) {
 	s, c := p.pair()
-	p.must("add", p.add(s, readable))
+	p.watch(s, readable)
 	p.send(c, "x")
 	p.arrived()
 	p.wake()
 	events := make([]event, 1) // no room for more than the socket
-	for end := time.Now().Add(hang); ; {
-		n, err := p.wait(events, 1000)
+	end := time.Now().Add(hang)
+	n := 0
+	for n == 0 && time.Now().Before(end) {
+		found, err := p.wait(events, 1000)
 		p.must("wait", err)
-		if n == 1 {
-			break
-		} else if time.Now().After(end) {
-			p.Fatal("the wake-up hides the socket")
-		}
+		n = found
+	}
+	if n == 0 {
+		p.Fatal("the wake-up hides the socket")
 	}
 	if events[0] != (event{s, readable}) {
 		p.Errorf("%v", events[0])
@@ -297,15 +360,16 @@ func wakeBeside(p platform) {
 
 // waitRoom has ten sockets ready and room for three: nothing is lost.
 func waitRoom(p platform) {
-	waiting := map[socket]bool{}
+	waiting := make(map[socket]bool)
 	for range 10 {
 		s, c := p.pair()
 		p.send(c, "x")
-		p.must("add", p.add(s, readable))
+		p.watch(s, readable)
 		waiting[s] = true
 	}
 	events := make([]event, 3)
-	for end := time.Now().Add(hang); len(waiting) > 0 && time.Now().Before(end); {
+	end := time.Now().Add(hang)
+	for len(waiting) > 0 && time.Now().Before(end) {
 		n, err := p.wait(events, 1000)
 		p.must("wait", err)
 		for _, ev := range events[:n] {
@@ -321,17 +385,55 @@ func waitRoom(p platform) {
 	}
 }
 
+// waitFair has ten sockets that stay readable, and room for three: one that is writable and one
+// that could not connect are reported all the same, and soon.
+func waitFair(p platform) {
+	faulty(p, "qemu-mips", "SO_ERROR carries the host's error number")
+	for range 10 {
+		s, c := p.pair()
+		p.send(c, "x")
+		p.watch(s, readable)
+	}
+	p.arrived()
+	for range 5 {
+		roomy, _ := p.pair()
+		p.watch(roomy, readable|writable)
+		p.soon(roomy)
+		p.watch(roomy, 0)
+		at, _ := closedPort(p)
+		refused := p.connecting(netip.MustParseAddrPort(at))
+		p.arrived()
+		p.soon(refused)
+		p.watch(refused, 0)
+	}
+}
+
+// soon checks that s is reported as writable within a few waits. They end at once.
+func (p platform) soon(s socket) {
+	p.Helper()
+	events := make([]event, 3)
+	for range 12 {
+		n, err := p.wait(events, 1000)
+		p.must("wait", err)
+		for _, ev := range events[:n] {
+			if ev.socket == s && ev.ready&writable != 0 {
+				return
+			}
+		}
+	}
+	p.Errorf("socket %v is hidden by those that stay readable", s)
+}
+
 func readableBytes(p platform) {
 	s, c := p.pair()
-	p.must("add", p.add(s, readable))
+	p.watch(s, readable)
 	p.silent("before any byte")
 	p.send(c, "x")
 	for range 3 { // level-triggered: as long as it is not read
-		if ready := p.await(s, readable); ready != readable {
-			p.Errorf("ready for %v", ready)
-		}
+		p.only(s, readable)
 	}
-	if got := p.receive(s); got != "x" {
+	got := p.receive(s)
+	if got != "x" {
 		p.Errorf("read %q", got)
 	}
 	p.silent("after the read")
@@ -341,12 +443,10 @@ func readableBytes(p platform) {
 
 func readableEOF(p platform) {
 	s, c := p.pair()
-	p.must("add", p.add(s, readable))
+	p.watch(s, readable)
 	c.CloseWrite()
 	for range 3 {
-		if ready := p.await(s, readable); ready != readable {
-			p.Errorf("ready for %v", ready)
-		}
+		p.only(s, readable)
 	}
 	_, err := p.net.read(s, make([]byte, 1))
 	p.want("read", err, io.EOF)
@@ -356,17 +456,15 @@ func readableBefore(p platform) {
 	s, c := p.pair()
 	p.send(c, "x")
 	p.arrived()
-	p.must("add", p.add(s, readable))
+	p.watch(s, readable)
 	p.await(s, readable)
 }
 
 func writableRoom(p platform) {
 	s, c := p.pair()
-	p.must("add", p.add(s, writable))
+	p.watch(s, writable)
 	for range 3 {
-		if ready := p.await(s, writable); ready != writable {
-			p.Errorf("ready for %v", ready)
-		}
+		p.only(s, writable)
 	}
 	p.fill(s, func() bool { return len(p.stirs()) == 0 })
 	go io.Copy(io.Discard, c)
@@ -378,8 +476,7 @@ func writableRoom(p platform) {
 // find out that it can grow them.
 func (p platform) fill(s socket, full func() bool) (total int) {
 	p.Helper()
-	const tries = 20
-	for range tries {
+	for range 20 {
 		total += p.fillOnce(s)
 		if full() {
 			return total
@@ -392,12 +489,13 @@ func (p platform) fill(s socket, full func() bool) (total int) {
 func (p platform) fillOnce(s socket) (total int) {
 	p.Helper()
 	chunk := make([]byte, 64<<10)
-	for refused := 0; refused < 10; {
+	refused := 0
+	for refused < 10 {
 		n, err := p.net.write(s, chunk)
-		if total += n; total > 1<<30 {
-			p.Fatal("a write never blocks")
-		}
+		total += n
 		switch {
+		case total > 1<<30:
+			p.Fatal("a write never blocks")
 		case n < 0 || n > len(chunk):
 			p.Fatalf("wrote %d", n)
 		case err == errWouldBlock:
@@ -412,64 +510,63 @@ func (p platform) fillOnce(s socket) (total int) {
 
 func bothDirections(p platform) {
 	s, c := p.pair()
-	p.must("add", p.add(s, readable|writable))
-	if ready := p.await(s, writable); ready != writable {
-		p.Errorf("ready for %v with nothing to read", ready)
-	}
+	p.watch(s, readable|writable)
+	p.only(s, writable)
 	p.send(c, "x")
 	p.arrived()
 	p.await(s, readable|writable)
 	p.fill(s, func() bool { return p.await(s, readable) == readable })
 }
 
-func modifyWant(p platform) {
+func changeWant(p platform) {
 	s, c := p.pair()
 	p.send(c, "x")
 	p.arrived()
-	p.must("add", p.add(s, readable))
+	p.watch(s, readable)
 	p.await(s, readable)
-	for _, want := range []readiness{writable, readable, readable | writable, writable, readable | writable, readable} {
-		p.must("modify", p.modify(s, want))
+	const both = readable | writable
+	for _, want := range []readiness{writable, readable, both, writable, both, readable} {
+		p.watch(s, want)
 		for range 2 {
-			if ready := p.await(s, want); ready != want {
-				p.Fatalf("ready for %v, want %v", ready, want)
-			}
+			p.only(s, want)
 		}
 	}
 	p.receive(s)
-	p.silent("modified to readable, and read")
+	p.silent("changed to readable, and read")
 }
 
-func removeSocket(p platform) {
+func changeToNothing(p platform) {
 	s, c := p.pair()
 	other, d := p.pair()
-	p.must("add", p.add(s, readable|writable))
-	p.must("add", p.add(other, readable))
+	p.watch(s, readable|writable)
+	p.watch(other, readable)
 	p.await(s, writable)
-	p.must("remove", p.remove(s))
+	p.watch(s, 0)
 	p.send(c, "x")
-	p.silent("removed, with bytes")
+	p.silent("watched for nothing, with bytes")
 	c.Close()
-	p.silent("removed, and hung up") // or its hang-up would be reported for ever
+	p.silent("watched for nothing, and hung up") // or it would be reported for ever
 	p.send(d, "y")
 	p.await(other, readable)
-	p.must("add again", p.add(s, readable))
+	p.watch(s, readable)
 	p.await(s, readable)
 }
 
 // hangUp: a reset is reported as what was asked for and as nothing else; the next call names it.
+// What a connection is watched for has changed by then, as it does in an exchange.
 func hangUp(p platform) {
 	for _, want := range []readiness{readable, writable, readable | writable} {
 		s, c := p.pair()
-		p.must("add", p.add(s, want))
-		p.fill(s, func() bool { return len(p.stirs()) == 0 }) // or a socket would be writable anyway
+		p.watch(s, readable)
+		p.fill(s, func() bool { // or a socket would be writable anyway
+			p.watch(s, want)
+			return len(p.stirs()) == 0
+		})
 		resets(c)
 		for range 3 {
-			if ready := p.await(s, want); ready != want {
-				p.Errorf("asked for %v, ready for %v", want, ready)
-			}
+			p.only(s, want)
 		}
-		p.must("remove", p.remove(s))
+		p.watch(s, 0)
 	}
 }
 
@@ -480,11 +577,9 @@ func hangUpBoth(p platform) {
 		p.must("closeWrite", p.net.closeWrite(s))
 		c.CloseWrite()
 		io.Copy(io.Discard, c)
-		p.must("add", p.add(s, want))
-		if ready := p.await(s, want); ready != want {
-			p.Errorf("asked for %v, ready for %v", want, ready)
-		}
-		p.must("remove", p.remove(s))
+		p.watch(s, want)
+		p.only(s, want)
+		p.watch(s, 0)
 	}
 }
 
@@ -492,23 +587,19 @@ func hangUpBoth(p platform) {
 func reusedSocket(p platform) {
 	for range 5 {
 		s, c := p.pair()
-		p.must("add", p.add(s, readable|writable))
+		p.watch(s, readable|writable)
 		p.await(s, writable)
 		p.send(c, "x")
-		p.must("remove", p.remove(s))
 		p.shut(s)
 		next, _ := p.pair()
-		p.must("add", p.add(next, readable))
+		p.watch(next, readable)
 		p.silent("a new socket")
-		p.must("remove", p.remove(next))
+		p.watch(next, 0)
 	}
 }
 
 func connectNames(p platform) {
-	server, err := net.Listen("tcp", "127.0.0.1:0")
-	p.must("net.Listen", err)
-	defer server.Close()
-	at := netip.MustParseAddrPort(server.Addr().String())
+	server, at := p.listener()
 	s := p.connecting(at)
 	local, peer, err := p.result(s)
 	p.must("connectResult", err)
@@ -516,12 +607,14 @@ func connectNames(p platform) {
 	p.must("net.Accept", err)
 	defer c.Close()
 	if peer != at || local.String() != c.RemoteAddr().String() {
-		p.Errorf("local %v and peer %v; for the peer they are %v and %v", local, peer, c.RemoteAddr(), c.LocalAddr())
+		p.Errorf("from %v to %v; for the peer, %v to %v",
+			local, peer, c.RemoteAddr(), c.LocalAddr())
 	}
 	p.send(c, "x")
-	p.must("modify", p.modify(s, readable))
+	p.watch(s, readable)
 	p.await(s, readable)
-	if got := p.receive(s); got != "x" {
+	got := p.receive(s)
+	if got != "x" {
 		p.Errorf("read %q", got)
 	}
 }
@@ -546,6 +639,100 @@ func connectRefused(p platform) {
 	p.want("connectResult", err, errRefused)
 }
 
+// connectReset: it was connected, and reset before anybody asked. Where the kernel keeps the error
+// for the next read instead, connecting has succeeded.
+func connectReset(p platform) {
+	faulty(p, "qemu-mips", "SO_ERROR carries the host's error number")
+	server, at := p.listener()
+	s := p.connecting(at)
+	c, err := server.AcceptTCP()
+	p.must("net.Accept", err)
+	resets(c)
+	p.arrived()
+	_, _, err = p.result(s)
+	if err != nil {
+		p.want("connectResult", err, errReset)
+	}
+}
+
+// fullBacklog is where a connect stays pending: the queue is full, and nobody accepts.
+func (p platform) fullBacklog() netip.AddrPort {
+	p.Helper()
+	server, at := p.listener()
+	raw, err := server.SyscallConn()
+	p.must("SyscallConn", err)
+	p.must("Control", raw.Control(shortenBacklog))
+	for range 300 { // XNU makes at least 128 of it
+		c, err := net.DialTimeout("tcp", at.String(), 200*time.Millisecond)
+		if err != nil {
+			return at
+		}
+		p.Cleanup(func() { c.Close() })
+	}
+	p.Skip("this kernel's queue has no end")
+	return at
+}
+
+// connectPending: connectResult can be asked at any time, before any readiness too, and says so
+// when there is no answer.
+func connectPending(p platform) {
+	to := p.fullBacklog()
+	s := p.opened(to, netip.Addr{})
+	p.must("connect", patientConnect(s, to))
+	for range 3 {
+		local, peer, err := p.net.connectResult(s)
+		p.want("connectResult", err, errWouldBlock)
+		if local.IsValid() || peer.IsValid() {
+			p.Errorf("not connected, but from %v to %v", local, peer)
+		}
+	}
+	p.watch(s, writable)
+	reports := 0
+	end := time.Now().Add(500 * time.Millisecond)
+	for time.Now().Before(end) {
+		reports += len(p.poll(100 * time.Millisecond))
+	}
+	if reports > 1 { // one may be spurious
+		p.Errorf("a pending connect is reported %d times in half a second", reports)
+	}
+	_, _, err := p.net.connectResult(s)
+	p.want("connectResult", err, errWouldBlock)
+}
+
+// connectFrom: a local address is kept, and its port chosen.
+func connectFrom(p platform) {
+	server, to := p.listener()
+	from := netip.MustParseAddr("127.0.0.1")
+	if runtime.GOOS != "darwin" || emulated() { // macOS has one address on loopback
+		from = netip.MustParseAddr("127.0.0.5")
+	}
+	for range 2 {
+		s := p.opened(to, from)
+		p.must("connect", p.net.connect(s, to))
+		p.watch(s, writable)
+		local, _, err := p.result(s)
+		p.must("connectResult", err)
+		c, err := server.Accept()
+		p.must("net.Accept", err)
+		defer c.Close()
+		if local.Addr() != from || local.Port() == 0 || local.String() != c.RemoteAddr().String() {
+			p.Errorf("asked for %v, from %v, for the peer %v", from, local, c.RemoteAddr())
+		}
+	}
+}
+
+// emulated: XNU's backend runs on another kernel.
+func emulated() bool { return os.Getenv("ECHOMUX_RIG") == "kqueue-emulation" }
+
+func connectFromElsewhere(p platform) {
+	_, to := p.listener()
+	s, err := p.net.openSocket(to, netip.MustParseAddr("192.0.2.1")) // RFC 5737: nobody's
+	if err == nil {
+		p.net.close(s)
+	}
+	p.want("openSocket", err, errNoAddress)
+}
+
 func readWouldBlock(p platform) {
 	s, _ := p.pair()
 	n, err := p.net.read(s, make([]byte, 10))
@@ -557,7 +744,7 @@ func readWouldBlock(p platform) {
 
 func readEOF(p platform) {
 	s, c := p.pair()
-	p.must("add", p.add(s, readable))
+	p.watch(s, readable)
 	p.send(c, "hello")
 	c.CloseWrite()
 	var got strings.Builder
@@ -584,7 +771,7 @@ func readEOF(p platform) {
 
 func readReset(p platform) {
 	s, c := p.pair()
-	p.must("add", p.add(s, readable))
+	p.watch(s, readable)
 	resets(c)
 	p.await(s, readable)
 	n, err := p.net.read(s, make([]byte, 10))
@@ -596,11 +783,12 @@ func readReset(p platform) {
 
 func writeReset(p platform) {
 	s, c := p.pair()
-	p.must("add", p.add(s, readable|writable))
+	p.watch(s, readable|writable)
 	resets(c)
 	p.await(s, readable)
 	for range 100 { // the first ones may still be taken
-		if n, err := p.net.write(s, []byte("x")); err != nil {
+		n, err := p.net.write(s, []byte("x"))
+		if err != nil {
 			p.want("write", err, errReset)
 			if n != 0 {
 				p.Errorf("wrote %d bytes", n)
@@ -610,6 +798,60 @@ func writeReset(p platform) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	p.Error("a hundred writes to a reset connection succeed")
+}
+
+// pendingErrors: a reset that no call has reported yet is reported once. Winsock keeps it for the
+// next read.
+func pendingErrors(p platform) {
+	faulty(p, "qemu-mips", "SO_ERROR carries the host's error number")
+	s, c := p.pair()
+	p.must("pendingError", p.net.pendingError(s))
+	p.watch(s, readable)
+	resets(c)
+	p.await(s, readable)
+	err := p.net.pendingError(s)
+	if err != nil || runtime.GOOS != "windows" {
+		p.want("pendingError", err, errReset)
+	}
+	p.must("pendingError, asked again", p.net.pendingError(s))
+}
+
+// pathCounts has more on its way than the peer takes, so our FIN cannot be acknowledged either.
+func pathCounts(p platform) {
+	s, c := p.pair()
+	queued, retransmits := p.net.path(s)
+	if runtime.GOOS == "windows" {
+		if queued != -1 || retransmits != -1 {
+			p.Errorf("%d and %d of a kernel that says neither", queued, retransmits)
+		}
+		return
+	}
+	if queued != 0 || retransmits != 0 {
+		p.Errorf("%d bytes of a new connection, %d segments again", queued, retransmits)
+	}
+	p.fill(s, func() bool {
+		before, _ := p.net.path(s)
+		p.arrived()
+		queued, _ = p.net.path(s)
+		return queued == before
+	})
+	if queued < 1000 {
+		p.Errorf("only %d bytes wait", queued)
+	}
+	p.must("closeWrite", p.net.closeWrite(s))
+	after, _ := p.net.path(s)
+	if after != queued+1 {
+		p.Errorf("%d bytes and our FIN are %d", queued, after)
+	}
+	io.Copy(io.Discard, c)
+	end := time.Now().Add(hang)
+	for after != 0 && time.Now().Before(end) {
+		time.Sleep(10 * time.Millisecond)
+		after, retransmits = p.net.path(s)
+	}
+	if after != 0 || retransmits < 0 {
+		p.Errorf("all has arrived, and still %d wait; %d segments again", after, retransmits)
+	}
 }
 
 // writeAll sends more than the buffers hold. Short counts are normal, and nothing is lost.
@@ -627,9 +869,10 @@ func writeAll(p platform) {
 		all, _ := io.ReadAll(c)
 		got <- all
 	}()
-	p.must("add", p.add(s, writable))
+	p.watch(s, writable)
 	data := noise(4 << 20)
-	for rest := data; len(rest) > 0; {
+	rest := data
+	for len(rest) > 0 {
 		p.await(s, writable)
 		n, err := p.net.write(s, rest)
 		if err != nil && err != errWouldBlock {
@@ -638,7 +881,8 @@ func writeAll(p platform) {
 		rest = rest[n:]
 	}
 	p.must("closeWrite", p.net.closeWrite(s))
-	if all := <-got; len(all) != total+len(data) || !bytes.Equal(all[total:], data) {
+	all := <-got
+	if len(all) != total+len(data) || !bytes.Equal(all[total:], data) {
 		p.Errorf("%d bytes arrived, want %d and the same", len(all), total+len(data))
 	}
 }
@@ -655,9 +899,10 @@ func closeWriteHalf(p platform) {
 		p.Errorf("the peer read %q, %v", all, err)
 	}
 	p.send(c, "still readable")
-	p.must("add", p.add(s, readable))
+	p.watch(s, readable)
 	p.await(s, readable)
-	if got := p.receive(s); got != "still readable" {
+	got := p.receive(s)
+	if got != "still readable" {
 		p.Errorf("read %q", got)
 	}
 }
@@ -665,10 +910,12 @@ func closeWriteHalf(p platform) {
 func closeSocket(p platform) {
 	s, c := p.pair()
 	p.shut(s)
-	if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+	n, err := c.Read(make([]byte, 1))
+	if n != 0 || err != io.EOF {
 		p.Errorf("the peer read %d bytes, %v", n, err)
 	}
-	if err := p.net.close(^socket(0) >> 1); err == nil {
+	err = p.net.close(^socket(0) >> 1)
+	if err == nil {
 		p.Error("closing what is no socket succeeds")
 	}
 }
@@ -677,7 +924,7 @@ func (p platform) listening(at string) (socket, netip.AddrPort) {
 	p.Helper()
 	s, bound, err := p.net.listen(netip.MustParseAddrPort(at))
 	p.must("listen", err)
-	p.open[s] = true
+	p.watched[s] = 0
 	return s, bound
 }
 
@@ -688,9 +935,9 @@ func acceptAll(p platform) {
 	}
 	_, _, err := p.net.accept(s)
 	p.want("accept", err, errWouldBlock)
-	p.must("add", p.add(s, readable))
+	p.watch(s, readable)
 	p.silent("before any connection")
-	accepted := map[string]socket{}
+	accepted := make(map[string]socket)
 	for range 3 {
 		c, err := net.Dial("tcp", bound.String())
 		p.must("net.Dial", err)
@@ -702,8 +949,9 @@ func acceptAll(p platform) {
 		p.await(s, readable)
 		a, peer, err := p.net.accept(s)
 		p.must("accept", err)
-		p.open[a] = true
-		if before, ours := accepted[peer.String()]; !ours || before != 0 {
+		p.watched[a] = 0
+		before, ours := accepted[peer.String()]
+		if !ours || before != 0 {
 			p.Fatalf("accepted %v", peer)
 		}
 		accepted[peer.String()] = a
@@ -711,16 +959,24 @@ func acceptAll(p platform) {
 	_, _, err = p.net.accept(s)
 	p.want("accept", err, errWouldBlock)
 	p.silent("after the last connection")
-	p.must("remove", p.remove(s))
+	p.watch(s, 0)
 	for peer, a := range accepted {
-		p.must("add", p.add(a, readable))
-		p.await(a, readable)
-		if got := p.receive(a); got != peer {
-			p.Errorf("%s sent %q", peer, got)
-		}
-		_, err := p.net.read(a, make([]byte, 1)) // accepted sockets do not block either
-		p.want("read", err, errWouldBlock)
+		p.sends(a, peer)
 	}
+}
+
+// sends checks that the peer of an accepted socket has sent text and no more, and that to read on
+// does not block.
+func (p platform) sends(a socket, text string) {
+	p.Helper()
+	p.watch(a, readable)
+	p.await(a, readable)
+	got := p.receive(a)
+	if got != text {
+		p.Errorf("%s sent %q", text, got)
+	}
+	_, err := p.net.read(a, make([]byte, 1))
+	p.want("read", err, errWouldBlock)
 }
 
 func listenInUse(p platform) {
@@ -744,34 +1000,231 @@ func listenElsewhere(p platform) {
 	p.want("listen", err, errNoAddress)
 }
 
-// listenBoth: a listener for all of IPv6 leaves IPv4 to its own.
+// listenBoth: a listener for all of IPv6 leaves IPv4 to its own. The kernel's choice of a port for
+// one family may be taken in the other, by anybody.
 func listenBoth(p platform) {
-	const tries = 20 // the kernel's choice for one family may be taken in the other, by anybody
-	for try := 1; ; try++ {
-		s, bound, err := p.net.listen(netip.MustParseAddrPort("[::]:0"))
-		if err == errNoAddress {
-			p.Skip("no IPv6 here")
-		}
-		p.must("listen", err)
-		p.open[s] = true
-		if c, err := net.Dial("tcp", netip.AddrPortFrom(netip.IPv6Loopback(), bound.Port()).String()); err != nil {
-			p.Skipf("no IPv6 here: %v", err)
-		} else {
-			defer c.Close()
-		}
-		c, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), bound.Port()).String())
+	var err error
+	for range 20 {
+		err = p.listenTwice()
 		if err == nil {
-			c.Close()
-			err = errors.New("IPv4 was accepted before anybody listened to it")
-		} else {
-			var four socket
-			if four, _, err = p.net.listen(netip.AddrPortFrom(netip.IPv4Unspecified(), bound.Port())); err == nil {
-				p.open[four] = true
-				return
+			return
+		}
+	}
+	p.Fatalf("listening on both families failed 20 times, at last with %v", err)
+}
+
+func (p platform) listenTwice() error {
+	s, bound, err := p.net.listen(netip.MustParseAddrPort("[::]:0"))
+	if err == errNoAddress {
+		p.Skip("no IPv6 here")
+	}
+	p.must("listen", err)
+	p.watched[s] = 0
+	six, err := net.Dial("tcp", netip.AddrPortFrom(netip.IPv6Loopback(), bound.Port()).String())
+	if err != nil {
+		p.Skipf("no IPv6 here: %v", err)
+	}
+	defer six.Close()
+	loopback := netip.MustParseAddr("127.0.0.1")
+	four, err := net.Dial("tcp", netip.AddrPortFrom(loopback, bound.Port()).String())
+	if err == nil {
+		four.Close()
+		return errors.New("IPv4 was accepted before anybody listened to it")
+	}
+	s, _, err = p.net.listen(netip.AddrPortFrom(netip.IPv4Unspecified(), bound.Port()))
+	if err == nil {
+		p.watched[s] = 0
+	}
+	return err
+}
+
+// listenAgain: a server that has closed its connections first can be started again at once.
+func listenAgain(p platform) {
+	if runtime.GOOS == "windows" {
+		p.Skip("it may have to wait: see bindAndListen")
+	}
+	s, bound := p.listening("127.0.0.1:0")
+	a, c := p.accepted(s, bound)
+	p.shut(a)
+	io.Copy(io.Discard, c)
+	c.Close()
+	p.arrived()
+	p.shut(s)
+	end := time.Now().Add(5 * time.Second) // TIME_WAIT takes 30 s and more
+	for {
+		s, _, err := p.net.listen(bound)
+		if err == nil {
+			p.watched[s] = 0
+			return
+		}
+		if time.Now().After(end) {
+			p.Fatalf("listen, again: %v", err)
+		}
+		time.Sleep(50 * time.Millisecond) // a child of another test may hold s until it is executed
+	}
+}
+
+// accepted is a connection accepted from the listener s, and its peer.
+func (p platform) accepted(s socket, bound netip.AddrPort) (socket, net.Conn) {
+	p.Helper()
+	c, err := net.Dial("tcp", bound.String())
+	p.must("net.Dial", err)
+	p.Cleanup(func() { c.Close() })
+	p.watch(s, readable)
+	p.await(s, readable)
+	p.watch(s, 0)
+	a, _, err := p.net.accept(s)
+	p.must("accept", err)
+	p.watched[a] = 0
+	return a, c
+}
+
+// socketOptions: both kinds of sockets send small pieces at once, and keep urgent data in the
+// stream. An accepted one finds out that its client has vanished; in the client's an idle flow is
+// idle. No call on either blocks.
+func socketOptions(p platform) {
+	connected, _ := p.pair()
+	listener, bound := p.listening("127.0.0.1:0")
+	accepted, _ := p.accepted(listener, bound)
+	for _, s := range []socket{connected, accepted} {
+		for _, o := range visibleOptions(s) {
+			want := o.client
+			if s == accepted {
+				want = o.accepted
+			}
+			if o.on != want {
+				p.Errorf("%s: %v, want %v (accepted: %v)", o.name, o.on, want, s == accepted)
 			}
 		}
-		if try == tries {
-			p.Fatalf("listening on both families of %d ports failed, at last on %d: %v", tries, bound.Port(), err)
+	}
+}
+
+// socketOption is an option that a system shows, and whether it should be on.
+type socketOption struct {
+	name     string
+	on       bool
+	client   bool // is it to be on in a client's socket
+	accepted bool // and in an accepted one
+}
+
+// TestClock: it never goes back, is finer than 0.1 ms, and as fast as the other one.
+func TestClock(t *testing.T) {
+	t.Parallel()
+	clock := newClock()
+	other := time.Now()
+	start := clock()
+	last := start
+	finest := time.Hour
+	for range 200_000 {
+		now := clock()
+		if now < last {
+			t.Fatalf("%v after %v", now, last)
 		}
+		if now > last {
+			finest = min(finest, now-last)
+		}
+		last = now
+	}
+	if finest >= 100*time.Microsecond {
+		t.Errorf("its smallest step is %v", finest)
+	}
+	time.Sleep(200 * time.Millisecond)
+	passed := clock() - start
+	wanted := time.Since(other)
+	if (passed - wanted).Abs() > 50*time.Millisecond {
+		t.Errorf("%v have passed, it says %v", wanted, passed)
+	}
+}
+
+// TestKindOfInput: only what waits for nobody is a regular file.
+func TestKindOfInput(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "echomux")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir) // Wine cannot; t.TempDir would mind
+	full := filepath.Join(dir, "full")
+	empty := filepath.Join(dir, "empty")
+	os.WriteFile(full, []byte("x"), 0o600)
+	os.WriteFile(empty, nil, 0o600)
+	for _, test := range []struct {
+		path string
+		want inputKind
+	}{
+		{full, regularFile},
+		{empty, otherInput},
+		{os.DevNull, otherInput},
+	} {
+		file, err := os.Open(test.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		kind := kindOfInput(file)
+		if kind != test.want {
+			t.Errorf("%s is of kind %d, want %d", test.path, kind, test.want)
+		}
+	}
+}
+
+func TestKindOfPipe(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	kind := kindOfInput(r)
+	if kind != otherInput {
+		t.Errorf("a pipe is of kind %d", kind)
+	}
+	r.Close()
+	kind = kindOfInput(r)
+	if kind != otherInput {
+		t.Errorf("a closed file is of kind %d", kind)
+	}
+}
+
+// TestSeamReaderGone: a write to a pipe that nobody reads.
+func TestSeamReaderGone(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	r.Close()
+	_, err = w.Write([]byte("x"))
+	if err == nil || !readerGone(err) {
+		t.Errorf("not recognised: %v", err)
+	}
+	if readerGone(nil) || readerGone(os.ErrClosed) {
+		t.Error("recognised where there is none")
+	}
+}
+
+// errorNumber is a row of fault.
+type errorNumber struct {
+	number error
+	want   error
+}
+
+// TestErrorNumbers: what every number means that the program acts on, row by row.
+func TestErrorNumbers(t *testing.T) {
+	t.Parallel()
+	for _, row := range errorNumbers {
+		got := fault("call", row.number)
+		if !errors.Is(got, row.want) {
+			t.Errorf("%v: %v, want %v", row.number, got, row.want)
+		}
+		var call *os.SyscallError
+		named := errors.As(got, &call)
+		if named != (row.want == row.number) || named && call.Syscall != "call" {
+			t.Errorf("%v: does %q name the call?", row.number, got)
+		}
+	}
+	if fault("call", nil) != nil {
+		t.Error("success is a failure")
 	}
 }

@@ -12,128 +12,169 @@ import (
 	"testing"
 )
 
-// TestTranscript compares the transcript in README.md with what strace sees of one exchange, so that
-// the text cannot drift from the program. Descriptors, addresses and times are given names; the Go
-// runtime's own calls, which concern none of the program's descriptors, are left out.
-func TestTranscript(t *testing.T) {
-	for _, tool := range []string{"strace", "go"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skip(err)
-		}
-	}
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, ok := strings.Cut(string(readme), "<!-- transcript -->\n")
-	if !ok {
-		t.Fatal("README.md has no transcript")
-	}
-	var want []string
-	for line := range strings.Lines(rest) {
-		if strings.TrimSpace(line) == "" && want != nil {
-			break
-		}
-		if line, ok := strings.CutPrefix(line, "    "); ok {
-			call, _, _ := strings.Cut(line, " # ")
-			want = append(want, strings.TrimSpace(call))
-		}
-	}
+// transcriptMark stands before the transcript in README.md, or in what README.md refers to.
+const transcriptMark = "<!-- transcript -->\n"
 
-	binary := filepath.Join(t.TempDir(), "echomux")
-	build := exec.Command("go", "build", "-o", binary, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0") // libc would add calls of its own
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+// TestTranscript compares the transcript in the manual with what strace sees of one exchange, so
+// that the text cannot drift from the program. Descriptors, addresses and times are given names;
+// the Go runtime's own calls, which concern none of the program's descriptors, are left out.
+func TestTranscript(t *testing.T) {
+	t.Parallel()
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip(err)
 	}
+	file, want := writtenTranscript(t)
 	at, port := serve(t, "127.0.0.1:0", echoes)
 	log := filepath.Join(t.TempDir(), "strace")
-	run := exec.Command("strace", "-f", "-s", "256", "-o", log, binary, "127.0.0.1", port, "hello")
-	run.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")
-	if out, err := run.CombinedOutput(); bytes.Contains(out, []byte("ptrace")) {
+	binary := builtBinary(t)
+	p := exec.Command(strace, "-f", "-s", "256", "-o", log, binary, "127.0.0.1", port, "hello")
+	dieWithParent(p)
+	p.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")
+	out, err := p.CombinedOutput()
+	if bytes.Contains(out, []byte("ptrace")) {
 		t.Skipf("strace: %s", out)
-	} else if err != nil {
+	}
+	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	text, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := transcript(string(text), at); strings.Join(got, "\n") != strings.Join(want, "\n") {
-		t.Errorf("README.md's transcript is not what strace sees, which is:\n    %s", strings.Join(got, "\n    "))
+	got := strings.Join(transcript(string(text), at), "\n    ")
+	if got != strings.Join(want, "\n    ") {
+		t.Errorf("the transcript in %s is not what strace sees, which is:\n    %s", file, got)
 	}
+}
+
+// writtenTranscript is the one for readers, without its comments.
+func writtenTranscript(t testing.TB) (file string, calls []string) {
+	t.Helper()
+	for _, file := range []string{"README.md", "doc/lesson.md"} {
+		text, _ := os.ReadFile(file)
+		_, rest, found := strings.Cut(string(text), transcriptMark)
+		if !found {
+			continue
+		}
+		for line := range strings.Lines(rest) {
+			code, isCode := strings.CutPrefix(line, "    ")
+			if !isCode && calls != nil {
+				break
+			}
+			if isCode {
+				call, _, _ := strings.Cut(code, " # ")
+				calls = append(calls, strings.TrimSpace(call))
+			}
+		}
+		return file, calls
+	}
+	t.Fatal("neither README.md nor doc/lesson.md has a transcript")
+	return "", nil
 }
 
 var (
 	straceLine = regexp.MustCompile(`^(\d+) +(?:<\.\.\. \w+ resumed>)?(.*)$`)
 	straceCall = regexp.MustCompile(`^(\w+)\((\d+|)(.*)\)\s+= (-?\w+)(.*)$`)
-	straceAddr = regexp.MustCompile(`\{sa_family=AF_INET, sin_port=htons\((\d+)\), sin_addr=inet_addr\("127\.0\.0\.1"\)\}`)
+	straceAddr = regexp.MustCompile(`\{sa_family=AF_INET, sin_port=htons\((\d+)\), ` +
+		`sin_addr=inet_addr\("127\.0\.0\.1"\)\}`)
 	straceData = regexp.MustCompile(`\{events=([A-Z|]+), data=[^}]*u32=(\d+)[^}]*\}+`)
 	straceWait = regexp.MustCompile(`(\], \d+, )\d+, NULL, \d+`)
 	straceNull = regexp.MustCompile(`0x[0-9a-f]+$`) // of EPOLL_CTL_DEL, ignored by the kernel
 	straceSize = regexp.MustCompile(`\[\d+ => \d+\]`)
+	straceInfo = regexp.MustCompile(`(TCP_INFO, )(".*"(\.\.\.)?|\{.*\}), \[\d+( => \d+)?\]`)
 )
 
-// transcript picks the program's own calls out of strace's log and names what differs from run to run.
-func transcript(log, peer string) (calls []string) {
-	_, peerPort, _ := net.SplitHostPort(peer)
+// wholeCalls are the calls of strace's log, those in one piece that it shows in two.
+func wholeCalls(log string) (calls []string) {
 	started := map[string]int{} // thread: index of its unfinished call
-	var whole []string
 	for line := range strings.Lines(log) {
 		m := straceLine.FindStringSubmatch(strings.TrimSpace(line))
 		if m == nil {
 			continue
 		}
-		if i, ok := started[m[1]]; ok && strings.Contains(line, " resumed>") {
-			whole[i] += m[2]
+		i, isStarted := started[m[1]]
+		if isStarted && strings.Contains(line, " resumed>") {
+			calls[i] += m[2]
 			delete(started, m[1])
 			continue
 		}
 		call, unfinished := strings.CutSuffix(m[2], " <unfinished ...>")
 		if unfinished {
-			started[m[1]] = len(whole)
+			started[m[1]] = len(calls)
 		}
-		whole = append(whole, call)
+		calls = append(calls, call)
 	}
-	names := map[string]string{"1": "1", "2": "2"}
-	made := map[string]string{"epoll_create1": "EPOLL", "eventfd2": "EVENTFD", "socket": "SOCKET"}
-	for _, call := range whole {
+	return calls
+}
+
+// transcriber knows the names of descriptors.
+type transcriber struct {
+	peerPort string
+	names    map[string]string
+}
+
+// transcript picks the program's own calls out of strace's log and names what differs from run to
+// run.
+func transcript(log, peer string) (calls []string) {
+	_, port, _ := net.SplitHostPort(peer)
+	tr := &transcriber{port, map[string]string{"1": "1", "2": "2"}}
+	for _, call := range wholeCalls(log) {
 		m := straceCall.FindStringSubmatch(call)
 		if m == nil {
 			continue
 		}
-		name, fd, args, result, errno := m[1], m[2], m[3], m[4], m[5]
-		if made[name] != "" {
-			names[result], result = made[name], made[name]
-		} else if fd = names[fd]; fd == "" || len(fd) == 1 && name != "write" {
-			continue
+		text := tr.transcribe(m[1], m[2], m[3], m[4], m[5])
+		if text != "" {
+			calls = append(calls, text)
 		}
-		args = straceAddr.ReplaceAllStringFunc(args, func(s string) string {
-			if straceAddr.FindStringSubmatch(s)[1] == peerPort {
-				return "PEER"
-			}
-			return "LOCAL"
-		})
-		args = straceData.ReplaceAllStringFunc(args, func(s string) string {
-			d := straceData.FindStringSubmatch(s)
-			return fmt.Sprintf("{%s, %s}", d[1], names[d[2]])
-		})
-		args = straceWait.ReplaceAllString(args, "${1}MS")
-		args = straceSize.ReplaceAllString(args, "[16]")
-		args = straceNull.ReplaceAllString(args, "NULL")
-		switch {
-		case name == "epoll_ctl":
-			f := strings.Split(args, ", ") // f[0] is empty: args begin behind the first one
-			f[2] = names[f[2]]
-			args = strings.Join(f[:min(len(f), 5)], ", ")
-		case result == "-1":
-			result += " " + strings.Fields(errno)[0]
-		case name == "fcntl" && result != "0":
-			result = "FLAGS"
-		case fd == "2":
-			args, result = `, "echomux: PEER ok ..."`, "N"
-		}
-		calls = append(calls, fmt.Sprintf("%s(%s%s) = %s", name, fd, args, result))
 	}
 	return calls
+}
+
+// transcribe is one call, or nothing if it is not the program's.
+func (tr *transcriber) transcribe(name, fd, args, result, errno string) string {
+	made := map[string]string{"epoll_create1": "EPOLL", "eventfd2": "EVENTFD", "socket": "SOCKET"}
+	if made[name] != "" {
+		tr.names[result] = made[name]
+		result = made[name]
+	} else {
+		fd = tr.names[fd]
+		if fd == "" || len(fd) == 1 && name != "write" {
+			return ""
+		}
+	}
+	args = tr.rename(args)
+	switch {
+	case name == "epoll_ctl":
+		f := strings.Split(args, ", ") // f[0] is empty: args begin behind the first one
+		f[2] = tr.names[f[2]]
+		args = strings.Join(f[:min(len(f), 5)], ", ")
+	case result == "-1":
+		result += " " + strings.Fields(errno)[0]
+	case name == "fcntl" && result != "0":
+		result = "FLAGS"
+	case fd == "2":
+		args = `, "echomux: PEER ok ..."`
+		result = "N"
+	}
+	return fmt.Sprintf("%s(%s%s) = %s", name, fd, args, result)
+}
+
+// rename gives names to what differs from run to run.
+func (tr *transcriber) rename(args string) string {
+	args = straceAddr.ReplaceAllStringFunc(args, func(s string) string {
+		if straceAddr.FindStringSubmatch(s)[1] == tr.peerPort {
+			return "PEER"
+		}
+		return "LOCAL"
+	})
+	args = straceData.ReplaceAllStringFunc(args, func(s string) string {
+		d := straceData.FindStringSubmatch(s)
+		return fmt.Sprintf("{%s, %s}", d[1], tr.names[d[2]])
+	})
+	args = straceWait.ReplaceAllString(args, "${1}MS")
+	args = straceInfo.ReplaceAllString(args, "${1}INFO")
+	args = straceSize.ReplaceAllString(args, "[16]")
+	return straceNull.ReplaceAllString(args, "NULL")
 }

@@ -1,9 +1,9 @@
 //go:build ignore
 
-// Kqueue(2) over epoll(7), as much of it as poller_darwin.go asks for, so that the macOS backend can
-// be tested on Linux. The script .ci/platforms puts this file, without the line above, into package
-// unix of a copy of golang.org/x/sys, where it also renames Accept and Close to make way for those at
-// the end. It shows the backend's logic, not XNU: what is modelled is what kqueue(2) promises.
+// Kqueue(2) over epoll(7), and what else poller_darwin.go asks XNU for, so that the macOS backend
+// can be tested on Linux. The script .ci/platforms puts this file, without the line above, into
+// package unix of a copy of golang.org/x/sys, where it also renames the functions that this file
+// defines anew. It shows the backend's logic, not XNU: it does what the manual promises.
 
 package unix
 
@@ -81,7 +81,10 @@ func Kqueue() (int, error) {
 		closeDescriptor(epfd)
 		return -1, err
 	}
-	if err := EpollCtl(epfd, EPOLL_CTL_ADD, efd, &EpollEvent{Events: EPOLLIN, Fd: int32(efd)}); err != nil {
+	err = EpollCtl(epfd, EPOLL_CTL_ADD, efd, &EpollEvent{Events: EPOLLIN, Fd: int32(efd)})
+	if err != nil {
+		closeDescriptor(efd)
+		closeDescriptor(epfd)
 		return -1, err
 	}
 	kqueuesMu.Lock()
@@ -295,4 +298,85 @@ func Accept(fd int) (int, Sockaddr, error) {
 		return -1, nil, err
 	}
 	return Accept4(fd, flags&O_NONBLOCK)
+}
+
+// ---- Sockets ----
+
+// As in sys/socket.h, netinet/tcp.h and sys/ttycom.h.
+const (
+	SO_NWRITE           = 0x1024
+	TCP_CONNECTION_INFO = 0x106
+	TIOCGETA            = TCGETS // its meaning, not its number
+)
+
+// TCPConnectionInfo has the fields that are asked for.
+type TCPConnectionInfo struct {
+	State               uint8
+	Txretransmitpackets uint64
+}
+
+// bsdStates are the numbers of netinet/tcp_fsm.h, by those of Linux's net/tcp_states.h.
+var bsdStates = [...]uint8{
+	1:  4,  // ESTABLISHED
+	2:  2,  // SYN_SENT
+	3:  3,  // SYN_RECV, SYN_RECEIVED
+	4:  6,  // FIN_WAIT1
+	5:  9,  // FIN_WAIT2
+	6:  10, // TIME_WAIT
+	7:  0,  // CLOSE, CLOSED
+	8:  5,  // CLOSE_WAIT
+	9:  8,  // LAST_ACK
+	10: 1,  // LISTEN
+	11: 7,  // CLOSING
+}
+
+// GetsockoptTCPConnectionInfo: XNU has none of a connection that is gone.
+func GetsockoptTCPConnectionInfo(fd, level, opt int) (*TCPConnectionInfo, error) {
+	if level != IPPROTO_TCP || opt != TCP_CONNECTION_INFO {
+		return nil, ENOPROTOOPT
+	}
+	info, err := GetsockoptTCPInfo(fd, IPPROTO_TCP, TCP_INFO)
+	if err != nil {
+		return nil, err
+	}
+	if info.State == 7 {
+		return nil, ECONNRESET
+	}
+	return &TCPConnectionInfo{bsdStates[info.State], uint64(info.Total_retrans)}, nil
+}
+
+// GetsockoptInt: SO_NWRITE is what the send buffer holds. Linux counts the FIN with it.
+func GetsockoptInt(fd, level, opt int) (int, error) {
+	if level != SOL_SOCKET || opt != SO_NWRITE {
+		return getsockoptInt(fd, level, opt)
+	}
+	n, err := IoctlGetInt(fd, TIOCOUTQ)
+	if err != nil {
+		return 0, err
+	}
+	info, err := GetsockoptTCPInfo(fd, IPPROTO_TCP, TCP_INFO)
+	if err != nil {
+		return 0, err
+	}
+	finIsOut := info.State == 4 || info.State == 9 || info.State == 11
+	if finIsOut && n > 0 {
+		n--
+	}
+	return n, nil
+}
+
+// Connect: no IPv4 socket may connect to itself.
+func Connect(fd int, sa Sockaddr) error {
+	to, isIPv4 := sa.(*SockaddrInet4)
+	if isIPv4 {
+		own, err := Getsockname(fd)
+		if err != nil {
+			return err
+		}
+		from, _ := own.(*SockaddrInet4)
+		if from != nil && from.Addr == to.Addr && from.Port == to.Port {
+			return EINVAL
+		}
+	}
+	return connectAnywhere(fd, sa)
 }

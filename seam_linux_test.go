@@ -1,0 +1,69 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What Linux alone lets a test see of its sockets.
+
+// underQEMU skips a test of what qemu-user does not hand on to the kernel.
+func underQEMU(t testing.TB, fault string) {
+	t.Helper()
+	faulty(t, "qemu", fault)
+	faulty(t, "qemu-mips", fault)
+}
+
+// TestDeferredPort: a socket with a local address has no port before it knows where it connects to,
+// so that the ports suffice for each destination anew.
+func TestDeferredPort(t *testing.T) {
+	t.Parallel()
+	underQEMU(t, "IP_BIND_ADDRESS_NO_PORT is unknown")
+	p := newPlatform(t)
+	to := netip.MustParseAddrPort("127.0.0.1:9")
+	s := p.opened(to, netip.MustParseAddr("127.0.0.5"))
+	sa, err := unix.Getsockname(int(s))
+	p.must("getsockname", err)
+	want := netip.MustParseAddrPort("127.0.0.5:0")
+	if addrPort(sa) != want {
+		t.Errorf("bound to %v, want %v", addrPort(sa), want)
+	}
+}
+
+// TestRetransmits: a SYN without an answer is sent again after a second.
+func TestRetransmits(t *testing.T) {
+	t.Parallel()
+	underQEMU(t, "TCP_INFO is empty")
+	p := newPlatform(t)
+	s := p.connecting(p.fullBacklog())
+	_, retransmits := p.net.path(s)
+	if retransmits != 0 {
+		t.Errorf("%d segments again at once", retransmits)
+	}
+	end := time.Now().Add(hang)
+	for retransmits == 0 && time.Now().Before(end) {
+		time.Sleep(100 * time.Millisecond)
+		_, retransmits = p.net.path(s)
+	}
+	if retransmits < 1 {
+		t.Errorf("%d segments again after a long time", retransmits)
+	}
+}
+
+// TestProcInput: a regular file without a size may wait.
+func TestProcInput(t *testing.T) {
+	t.Parallel()
+	file, err := os.Open("/proc/self/status")
+	if err != nil {
+		t.Skip(err)
+	}
+	defer file.Close()
+	kind := kindOfInput(file)
+	if kind != otherInput {
+		t.Errorf("a file of /proc is of kind %d", kind)
+	}
+}
