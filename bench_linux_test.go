@@ -1,224 +1,105 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
+	"math/rand"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// The floor: echomux's calls in echomux's order, without its loop, its states, its deadlines and its
-// comparing.
+// ---- System calls ----
 
-var (
-	_ = role("floor-bulk", floorBulk)
-	_ = role("floor-rounds", floorRounds)
-	_ = role("floor-connections", floorConnections)
-	_ = role("floor-serve", floorServe)
-)
-
-// watcher is an epoll instance.
-type watcher struct {
-	fd     int
-	events [batchSize]unix.EpollEvent
+// BenchmarkCalls counts the system calls of one connection: those that 200 connections need beyond
+// those of 100, so that what a process needs besides is no part of it.
+func BenchmarkCalls(b *testing.B) {
+	strace := benchFind("strace")
+	if strace == "" {
+		b.Skip("strace is not installed")
+	}
+	p := benchPrepare(b)
+	fmt.Println("system calls of a connection")
+	jobs := [][]string{{"echomux", p.echomux, "-q", "-n", "N", "HOST", "PORT", benchMessage}}
+	if p.c != "" {
+		jobs = append(jobs, []string{"correct", p.c, "PORT", "correct", "N"})
+		jobs = append(jobs, []string{"bare", p.c, "PORT", "bare", "N"})
+	}
+	for _, job := range jobs {
+		few := benchCalls(b, p, strace, 100, job[1:])
+		many := benchCalls(b, p, strace, 200, job[1:])
+		benchTellCalls(b, job[0], few, many)
+	}
+	benchEnd(b)
 }
 
-func newWatcher() *watcher {
-	runtime.LockOSThread()
-	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	check(err)
-	return &watcher{fd: fd}
+// benchCalls runs a command under strace and returns its calls by name. N in it stands for n.
+func benchCalls(b *testing.B, p benchPrograms, strace string, n int, command []string) []benchCall {
+	server := benchStart(b, p.server...)
+	defer server.stop()
+	report := filepath.Join(b.TempDir(), "calls")
+	args := []string{"-f", "-c", "-S", "name", "-e", "trace=network,desc", "-o", report}
+	for _, arg := range command {
+		if arg == "N" {
+			arg = strconv.Itoa(n)
+		}
+		args = append(args, arg)
+	}
+	benchRun(b, nil, server.client(strace, args...))
+	text, err := os.ReadFile(report)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return benchParseCalls(string(text))
 }
 
-func (w *watcher) set(op, fd int, events uint32) {
-	check(unix.EpollCtl(w.fd, op, fd, &unix.EpollEvent{Fd: int32(fd), Events: events}))
+// benchCall is how often a system call was made.
+type benchCall struct {
+	name  string
+	count int
 }
 
-func (w *watcher) wait() []unix.EpollEvent {
-	for {
-		n, err := unix.EpollWait(w.fd, w.events[:], -1)
-		if err != unix.EINTR {
-			check(err)
-			return w.events[:n]
+// benchParseCalls reads the table of strace -c: share, seconds, microseconds a call, calls, perhaps
+// errors, and the name.
+func benchParseCalls(table string) (calls []benchCall) {
+	for line := range strings.Lines(table) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 || fields[len(fields)-1] == "total" {
+			continue
+		}
+		if count, err := strconv.Atoi(fields[3]); err == nil {
+			calls = append(calls, benchCall{fields[len(fields)-1], count})
 		}
 	}
+	return calls
 }
 
-// dial begins to connect a socket, with the seam's own calls.
-func dial(addr string) int {
-	to := netip.MustParseAddrPort(addr)
-	s, err := system{}.openSocket(to)
-	check(err)
-	check(system{}.setNonblock(s))
-	if err = (system{}).connect(s, to); err != errWouldBlock {
-		check(err)
-	}
-	return int(s)
-}
-
-// dialed says whether the connection stands.
-func dialed(fd int) {
-	_, _, err := system{}.connectResult(socket(fd))
-	check(err)
-}
-
-// moved is the count of a read or a write, 0 for "would block".
-func moved(n int, err error) int {
-	if err == unix.EAGAIN || err == unix.EINTR {
-		return 0
-	}
-	check(err)
-	return n
-}
-
-func floorBulk(addr string, _ int) {
-	w, fd := newWatcher(), dial(addr)
-	w.set(unix.EPOLL_CTL_ADD, fd, unix.EPOLLOUT)
-	w.wait()
-	dialed(fd)
-	w.set(unix.EPOLL_CTL_MOD, fd, unix.EPOLLIN)
-	in, out := make([]byte, chunkSize), make([]byte, chunkSize)
-	var left []byte
-	for blocked, ended := false, false; ; {
-		for !blocked && !ended {
-			if len(left) == 0 {
-				n, err := unix.Read(0, in)
-				check(err)
-				if left = in[:n]; n == 0 {
-					ended = true
-					unix.Shutdown(fd, unix.SHUT_WR)
-					break
-				}
-			}
-			left = left[moved(unix.Write(fd, left)):]
-			if blocked = len(left) > 0; blocked {
-				w.set(unix.EPOLL_CTL_MOD, fd, unix.EPOLLIN|unix.EPOLLOUT)
+// benchTellCalls tells by how much 100 connections more have raised the counts.
+func benchTellCalls(b *testing.B, name string, few, many []benchCall) {
+	var sum float64
+	var words []string
+	for _, call := range many {
+		more := call.count
+		for _, before := range few {
+			if before.name == call.name {
+				more -= before.count
 			}
 		}
-		ready := w.wait()[0].Events
-		if ready&unix.EPOLLOUT != 0 {
-			blocked = false
-			w.set(unix.EPOLL_CTL_MOD, fd, unix.EPOLLIN)
+		if more == 0 {
+			continue
 		}
-		if ready&unix.EPOLLIN != 0 {
-			n, err := unix.Read(fd, out)
-			if err == nil && n == 0 {
-				return
-			}
-			for p := out[:moved(n, err)]; len(p) > 0; {
-				p = p[moved(unix.Write(1, p)):]
-			}
-		}
+		each := float64(more) / 100
+		sum += each
+		words = append(words, fmt.Sprintf("%s %.3g", call.name, each))
 	}
-}
-
-func floorRounds(addr string, n int) {
-	w, fd := newWatcher(), dial(addr)
-	w.set(unix.EPOLL_CTL_ADD, fd, unix.EPOLLOUT)
-	w.wait()
-	dialed(fd)
-	w.set(unix.EPOLL_CTL_MOD, fd, unix.EPOLLIN)
-	out, in := []byte(message+"\n"), make([]byte, chunkSize)
-	for range n {
-		_, err := unix.Write(fd, out)
-		check(err)
-		for got := 0; got < len(out); {
-			w.wait()
-			got += moved(unix.Read(fd, in))
-		}
-		_, err = unix.Write(1, in[:len(out)])
-		check(err)
-	}
-}
-
-func floorConnections(addr string, n int) {
-	w := newWatcher()
-	for range n {
-		w.set(unix.EPOLL_CTL_ADD, dial(addr), unix.EPOLLOUT)
-	}
-	out, in := []byte(message+"\n"), make([]byte, chunkSize)
-	for n > 0 {
-		for _, ev := range w.wait() {
-			fd := int(ev.Fd)
-			if ev.Events&unix.EPOLLOUT != 0 {
-				dialed(fd)
-				_, err := unix.Write(fd, out)
-				check(err)
-				w.set(unix.EPOLL_CTL_MOD, fd, unix.EPOLLIN)
-				continue
-			}
-			got, err := unix.Read(fd, in)
-			if moved(got, err) == len(out) {
-				unix.Shutdown(fd, unix.SHUT_WR)
-			} else if err == nil && got == 0 {
-				w.set(unix.EPOLL_CTL_DEL, fd, 0)
-				unix.Close(fd)
-				n--
-			}
-		}
-	}
-}
-
-// floorServe serves what the floor's clients need: bytes that the kernel refuses are copied aside.
-func floorServe(string, int) {
-	w := newWatcher()
-	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	check(err)
-	check(unix.Bind(l, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
-	check(unix.Listen(l, 1<<16-1))
-	sa, err := unix.Getsockname(l)
-	check(err)
-	fmt.Printf("127.0.0.1:%d\n", sa.(*unix.SockaddrInet4).Port)
-	w.set(unix.EPOLL_CTL_ADD, l, unix.EPOLLIN)
-	buf, pending := make([]byte, chunkSize), map[int][]byte{}
-	for {
-		for _, ev := range w.wait() {
-			fd := int(ev.Fd)
-			if fd == l {
-				for range batchSize {
-					fd, _, err := unix.Accept4(l, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-					if err == unix.EAGAIN {
-						break
-					}
-					check(err)
-					unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-					w.set(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN)
-				}
-				continue
-			}
-			left, err := []byte(nil), error(nil)
-			if ev.Events&unix.EPOLLOUT != 0 {
-				left = pending[fd]
-			} else {
-				n := 0
-				if n, err = unix.Read(fd, buf); err == nil && n == 0 || err == unix.ECONNRESET {
-					unix.Close(fd)
-					continue
-				}
-				left = buf[:moved(n, err)]
-			}
-			n := moved(unix.Write(fd, left))
-			if n < len(left) {
-				if ev.Events&unix.EPOLLOUT == 0 {
-					left = append([]byte(nil), left...)
-					w.set(unix.EPOLL_CTL_MOD, fd, unix.EPOLLOUT)
-				}
-				pending[fd] = left[n:]
-			} else if ev.Events&unix.EPOLLOUT != 0 {
-				delete(pending, fd)
-				w.set(unix.EPOLL_CTL_MOD, fd, unix.EPOLLIN)
-			}
-		}
-	}
+	fmt.Printf("    %-8s %5.2f: %s\n", name, sum, strings.Join(words, ", "))
+	b.ReportMetric(sum, name+"-calls")
 }
 
 // ---- Memory ----
@@ -226,34 +107,43 @@ func floorServe(string, int) {
 // BenchmarkMemory is the peak of resident memory: of one connection with 10 MB and with 1 GB from
 // standard input, and what each further connection adds to it, in the client and in the server.
 func BenchmarkMemory(b *testing.B) {
-	program := built(b)
-	var little, much, ratios, perConn, perIdle []float64
-	for range 5 {
-		l, m := clientPeak(b, zeros(b, 10_000_000), program), clientPeak(b, zeros(b, gigabyte), program)
-		few, many := clientPeak(b, "", program, "-n", "1000"), clientPeak(b, "", program, "-n", "10000")
-		little, much, ratios = append(little, l/1e6), append(much, m/1e6), append(ratios, m/l)
-		perConn, perIdle = append(perConn, (many-few)/9000), append(perIdle, idlePeak(b))
+	p := benchPrepare(b)
+	little := benchFile(benchZeros(b, 10_000_000))
+	much := benchFile(benchZeros(b, 1_000_000_000))
+	names := []string{"MB-for-10MB", "MB-for-1GB", "B/connection", "B/idle-served"}
+	values := make([][]float64, len(names))
+	benchTurns("peak of memory", 5, func(turn int) {
+		few := p.peak(b, nil, "-q", "-n", "1000", "HOST", "PORT", benchMessage)
+		many := p.peak(b, nil, "-q", "-n", "10000", "HOST", "PORT", benchMessage)
+		found := []float64{
+			p.peak(b, little, "-q", "HOST", "PORT") / 1e6,
+			p.peak(b, much, "-q", "HOST", "PORT") / 1e6,
+			(many - few) / 9000,
+			p.idlePeak(b),
+		}
+		for i, value := range found {
+			if turn >= 0 {
+				values[i] = append(values[i], value)
+			}
+		}
+	})
+	for i, name := range names {
+		low, median, high := benchQuartiles(values[i])
+		fmt.Printf("    %-16s %7.4g  (%.4g to %.4g)\n", name, median, low, high)
+		b.ReportMetric(median, name)
 	}
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(median(little), "MB-for-10MB")
-	b.ReportMetric(median(much), "MB-for-1GB")
-	b.ReportMetric(median(ratios), "1GB/10MB")
-	b.ReportMetric(median(perConn), "B/connection")
-	b.ReportMetric(median(perIdle), "B/idle-served")
+	benchEnd(b)
 }
 
-// clientPeak runs a client to its end and returns its peak in bytes. The rusage of a child begins
-// with the peak of the process that forked it, so the figure has to come from /proc.
-func clientPeak(b *testing.B, input, program string, flags ...string) (most float64) {
-	addr, server := startBenchServer(b, "floor-serve")
-	defer stop(server)
-	host, port, _ := net.SplitHostPort(addr)
-	args := append(append([]string{"-q"}, flags...), host, port)
-	if input == "" {
-		args = append(args, message)
+// peak runs echomux to its end and returns the peak in bytes. The rusage of a child begins with the
+// peak of the process that forked it, so the figure has to come from /proc.
+func (p benchPrograms) peak(b *testing.B, feed benchFeed, args ...string) (most float64) {
+	server := benchStart(b, p.server...)
+	defer server.stop()
+	cmd := server.client(p.echomux, args...)
+	if feed != nil {
+		defer feed(b, cmd)()
 	}
-	cmd := exec.Command(program, args...)
-	defer feed(b, cmd, input)()
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
@@ -267,44 +157,104 @@ func clientPeak(b *testing.B, input, program string, flags ...string) (most floa
 			}
 			return most
 		case <-time.After(100 * time.Microsecond):
-			most = max(most, peak(cmd.Process.Pid))
+			most = max(most, benchPeak(cmd.Process.Pid))
 		}
 	}
 }
 
 // idlePeak is what one of 9,000 idle connections adds to the peak of echomux -serve.
-func idlePeak(b *testing.B) float64 {
-	addr, p := startBenchServer(b, "echomux-serve")
-	defer stop(p)
+func (p benchPrograms) idlePeak(b *testing.B) float64 {
+	server := benchStart(b, p.echomux, "-serve", "127.0.0.1", "0")
+	defer server.stop()
 	var few float64
-	var conns []net.Conn
-	defer func() {
-		for _, c := range conns {
-			c.Close()
-		}
-	}()
-	buf := make([]byte, len(message))
-	for len(conns) < 10_000 {
-		c, err := net.Dial("tcp", addr)
+	buf := make([]byte, len(benchMessage))
+	for i := range 10_000 {
+		c, err := net.Dial("tcp", net.JoinHostPort(server.host, server.port))
 		if err != nil {
 			b.Fatal(err)
 		}
-		conns = append(conns, c)
-		io.WriteString(c, message)
+		defer c.Close()
+		io.WriteString(c, benchMessage)
 		if _, err := io.ReadFull(c, buf); err != nil {
 			b.Fatal(err)
 		}
-		if len(conns) == 1000 {
-			few = peak(p.Pid)
+		if i == 999 {
+			few = benchPeak(server.cmd.Process.Pid)
 		}
 	}
-	return (peak(p.Pid) - few) / 9000
+	return (benchPeak(server.cmd.Process.Pid) - few) / 9000
 }
 
-// peak is the most memory that a process has held, VmHWM of proc(5), 0 if it is gone.
-func peak(pid int) float64 {
+// benchPeak is the most memory that a process has held, VmHWM of proc(5), 0 if it is gone.
+func benchPeak(pid int) float64 {
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	_, rest, _ := strings.Cut(string(status), "VmHWM:")
 	kB, _ := strconv.Atoi(strings.TrimSpace(strings.SplitN(rest, "kB", 2)[0]))
 	return float64(kB) * 1024
+}
+
+// ---- The C programs ----
+
+// TestBenchC: the C programs that the benchmarks measure by compile without a warning, echo, and
+// see a byte that differs.
+func TestBenchC(t *testing.T) {
+	t.Parallel()
+	if why := benchWithoutC(); why != "" {
+		t.Skip(why)
+	}
+	dir := t.TempDir() + string(filepath.Separator)
+	client := benchCompile(t, dir, "client")
+	server := benchStart(t, benchCompile(t, dir, "server"))
+	defer server.stop()
+	input := make([]byte, 3_000_001)
+	rand.New(rand.NewSource(1)).Read(input)
+	for _, job := range []string{"bulk 3000001", "file", "ping 100", "bare 300", "correct 300"} {
+		out, err := benchClient(client, server.port, input, job)
+		if err != nil {
+			t.Errorf("%s: %v", job, err)
+		}
+		if job == "file" && !bytes.Equal(out, input) {
+			t.Errorf("%d bytes in, and other %d out", len(input), len(out))
+		}
+	}
+	liar := benchLiar(t)
+	for _, job := range []string{"bulk 3000001", "file", "ping 100", "bare 1", "correct 1"} {
+		if _, err := benchClient(client, liar, input, job); err == nil {
+			t.Errorf("%s: a byte was altered, and the exit status is 0", job)
+		}
+	}
+}
+
+// benchClient runs the C client.
+func benchClient(path, port string, input []byte, job string) ([]byte, error) {
+	cmd := exec.Command(path, append([]string{port}, strings.Fields(job)...)...)
+	cmd.Stdin = bytes.NewReader(input)
+	return cmd.Output()
+}
+
+// benchLiar is the port of an echo server that alters the last byte of what it has read at once.
+func benchLiar(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				buf := make([]byte, 4096)
+				for n, err := c.Read(buf); err == nil; n, err = c.Read(buf) {
+					buf[n-1] ^= 1
+					c.Write(buf[:n])
+				}
+			}()
+		}
+	}()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,349 +18,246 @@ import (
 	"time"
 )
 
-// The benchmarks compare whole processes: two ends in one process would share a heap, a scheduler
-// and a limit of descriptors. What runs is this test binary once more, as echomux or in a role that
-// does the same job in another way:
+// The benchmarks compare processes: echomux as it is shipped with programs that do the same job.
 //
-//	floor  a bare loop over the same calls that verifies nothing (bench_linux_test.go)
-//	net    package net
+//	C              testdata/bench, compiled with gcc: the floor, for it verifies and does no more
+//	bare, correct  two kinds of its connections, explained there
+//	net            package net, testdata/bench/net
+//	nc, ncat, socat
 //
-// nc, ncat and socat run too where they are installed. Machines are noisy, so only ratios are
-// reported: the contenders run in turn, A B C A B C, and a figure is the median of the turns'
-// ratios, time of echomux/time of the other: below 1, echomux is faster. Every run has a server
-// process of its own on a fresh port, since what one run leaves in TIME_WAIT slows the next down.
+// What is not installed is left out, and the first lines say so. Machines are noisy, so only ratios
+// are reported: the programs run in turn, A B C A B C, and a figure is the median of the turns'
+// ratios, echomux's time to the other's: below 1, echomux is faster. The two figures behind it are
+// the quartiles. Times are those of whole processes, from start to end. Behind "processor" is the
+// same ratio of the processor time that the two have used, which another's load disturbs less.
+//
+// Each run has a server process of its own on a fresh port, since what one run leaves in TIME_WAIT
+// slows the next one down. Benchmarks measure: no figure makes them fail.
 
 const (
-	message  = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde" // 64 bytes with its newline
-	gigabyte = 1_000_000_000
+	benchBytes  = 300_000_000
+	benchRounds = "30000"
+
+	// With its newline it is 64 bytes.
+	benchMessage = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde"
 )
 
-// BenchmarkBulk is 1 GB from standard input, there and back.
-func BenchmarkBulk(b *testing.B) {
-	input := zeros(b, gigabyte)
-	compare(b, 7, append(clients(input, "bulk", 0),
-		rival(input, "nc", "-N", "HOST", "PORT"),
-		rival(input, "ncat", "HOST", "PORT"),
-		rival(input, "socat", "-t10", "-", "TCP:HOST:PORT")))
+// BenchmarkBulkFile is standard input, a file, there and back.
+func BenchmarkBulkFile(b *testing.B) { benchBulk(b, "300 MB from a file", benchFile) }
+
+// BenchmarkBulkPipe is the same bytes from cat.
+func BenchmarkBulkPipe(b *testing.B) {
+	if _, err := exec.LookPath("cat"); err != nil {
+		b.Skip(err)
+	}
+	benchBulk(b, "300 MB from a pipe", benchPipe)
 }
 
-// BenchmarkRounds is a message of 64 bytes there and back, again and again on one connection.
-func BenchmarkRounds(b *testing.B) { compare(b, 11, clients("", "rounds", 30_000, "-count", "30000")) }
+func benchBulk(b *testing.B, title string, feed func(path string) benchFeed) {
+	p := benchPrepare(b)
+	input := feed(benchZeros(b, benchBytes))
+	echomux := p.client("echomux", input, p.echomux, "-q", "HOST", "PORT")
+	benchCompare(b, title, 15, []benchEntrant{
+		echomux,
+		p.client("C", input, p.c, "PORT", "file"),
+		p.client("net", input, p.net, "bulk", "HOST:PORT"),
+	})
+	benchCompare(b, title+", of the slow ones", 3, []benchEntrant{
+		echomux,
+		p.client("nc", input, benchFind("nc"), "-N", "HOST", "PORT"),
+		p.client("ncat", input, benchFind("ncat"), "HOST", "PORT"),
+		p.client("socat", input, benchFind("socat"), "-t10", "-", "TCP:HOST:PORT"),
+	})
+}
 
-// BenchmarkConnections is that message once on each of many connections at once. Last comes what a
-// connection costs among 10,000 to what it costs among 1,000, the process's start and end left out.
+// BenchmarkRounds is 64 bytes there and back, again and again on one connection.
+func BenchmarkRounds(b *testing.B) {
+	p := benchPrepare(b)
+	many := []string{"-q", "-count", benchRounds, "HOST", "PORT", benchMessage}
+	benchCompare(b, benchRounds+" rounds of 64 bytes", 11, []benchEntrant{
+		p.client("echomux", nil, p.echomux, many...),
+		p.client("C", nil, p.c, "PORT", "ping", benchRounds),
+		p.client("net", nil, p.net, "rounds", "HOST:PORT", benchRounds),
+	})
+}
+
+// BenchmarkConnections is 64 bytes there and back on each of many connections at once.
 func BenchmarkConnections(b *testing.B) {
-	few, many := clients("", "connections", 1000, "-n", "1000"), clients("", "connections", 10_000, "-n", "10000")
-	b.Run("1000", func(b *testing.B) { compare(b, 15, few) })
-	b.Run("10000", func(b *testing.B) { compare(b, 9, many) })
-	b.Run("cost", func(b *testing.B) {
-		one := clients("", "connections", 1)[0]
-		compare(b, 9, []contest{
-			{"10000", func(b *testing.B) time.Duration { return many[0].run(b) - one.run(b) }},
-			{"10*1000", func(b *testing.B) (sum time.Duration) {
-				for range 10 {
-					sum += few[0].run(b) - one.run(b)
-				}
-				return sum
-			}},
+	for _, size := range []struct{ n, turns int }{{1000, 41}, {10_000, 11}} {
+		n := strconv.Itoa(size.n)
+		b.Run(n, func(b *testing.B) {
+			p := benchPrepare(b)
+			benchCompare(b, n+" connections", size.turns, []benchEntrant{
+				p.connections(size.n),
+				p.client("correct", nil, p.c, "PORT", "correct", n),
+				p.client("bare", nil, p.c, "PORT", "bare", n),
+				p.client("net", nil, p.net, "connections", "HOST:PORT", n),
+			})
+		})
+	}
+}
+
+func (p benchPrograms) connections(n int) benchEntrant {
+	many := strconv.Itoa(n)
+	return p.client("echomux", nil, p.echomux, "-q", "-n", many, "HOST", "PORT", benchMessage)
+}
+
+// BenchmarkStart is one small exchange, of which the start of the process is the most. What is
+// possible in Go is a program that prints one line, and then C's exchange, as C has measured it.
+func BenchmarkStart(b *testing.B) {
+	p := benchPrepare(b)
+	file := benchFile(benchZeros(b, len(benchMessage)+1))
+	benchCompare(b, "one exchange, process start included", 301, []benchEntrant{
+		p.connections(1),
+		p.lineAndExchange(),
+		p.client("C", nil, p.c, "PORT", "correct", "1"),
+		p.client("net", nil, p.net, "rounds", "HOST:PORT", "1"),
+		p.client("nc", file, benchFind("nc"), "-N", "HOST", "PORT"),
+	})
+}
+
+// lineAndExchange is the sum of two: a program that prints one line, and C's exchange.
+func (p benchPrograms) lineAndExchange() benchEntrant {
+	if p.c == "" {
+		return benchEntrant{}
+	}
+	return benchEntrant{"line+C", func(b *testing.B) benchCost {
+		line := benchRun(b, nil, exec.Command(p.line))
+		server := benchStart(b, p.server...)
+		defer server.stop()
+		cmd := exec.Command(p.c, server.port, "correct", "1")
+		var seconds strings.Builder
+		cmd.Stderr = &seconds
+		benchRun(b, nil, cmd)
+		s, err := strconv.ParseFloat(strings.TrimSpace(seconds.String()), 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return benchCost{wall: line.wall + time.Duration(s*float64(time.Second))}
+	}}
+}
+
+// BenchmarkServeBulk and BenchmarkServeRounds compare servers, with the C client.
+func BenchmarkServeBulk(b *testing.B) {
+	benchServers(b, "-serve, 300 MB", "bulk", strconv.Itoa(benchBytes))
+}
+
+func BenchmarkServeRounds(b *testing.B) {
+	benchServers(b, "-serve, "+benchRounds+" rounds", "ping", benchRounds)
+}
+
+func benchServers(b *testing.B, title string, job ...string) {
+	p := benchPrepare(b)
+	if p.c == "" {
+		b.Skip("there is no C client")
+	}
+	benchCompare(b, title, 11, []benchEntrant{
+		p.serving("echomux", job, p.echomux, "-serve", "127.0.0.1", "0"),
+		p.serving("C", job, p.server...),
+		p.serving("net", job, p.net, "serve"),
+		p.serving("splice", job, p.net, "splice"),
+	})
+}
+
+// BenchmarkGrowth is what a further connection costs among few and among many, and a further
+// megabyte. Best would be a ratio of 1: cost that grows as the work does. The first megabyte is
+// told and is no part of the ratio: in it the process touches its memory for the first time.
+func BenchmarkGrowth(b *testing.B) {
+	b.Run("connections", func(b *testing.B) {
+		p := benchPrepare(b)
+		sizes := []benchSize{{1, 40}, {100, 20}, {1000, 6}, {10_000, 2}}
+		benchGrow(b, "connection", 0, sizes, func(n int) []benchEntrant {
+			return []benchEntrant{
+				p.connections(n),
+				p.client("C", nil, p.c, "PORT", "correct", strconv.Itoa(n)),
+			}
+		})
+	})
+	b.Run("megabytes", func(b *testing.B) {
+		p := benchPrepare(b)
+		sizes := []benchSize{{0, 40}, {1, 40}, {100, 2}, {1000, 1}}
+		benchGrow(b, "megabyte", 1, sizes, func(n int) []benchEntrant {
+			input := benchFile(benchZeros(b, max(n*1_000_000, 64)))
+			return []benchEntrant{
+				p.client("echomux", input, p.echomux, "-q", "HOST", "PORT"),
+				p.client("C", input, p.c, "PORT", "file"),
+			}
 		})
 	})
 }
 
-// BenchmarkStart is one small exchange from the start of the process to its end.
-func BenchmarkStart(b *testing.B) {
-	input, program := zeros(b, len(message)+1), built(b)
-	compare(b, 201, []contest{
-		onClient(input, "echomux", func(host, port string) *exec.Cmd { return exec.Command(program, "-q", host, port) }),
-		rival(input, "nc", "-N", "HOST", "PORT"),
-	})
+// ---- The programs ----
+
+// benchPrograms are the paths of what has been built for a benchmark.
+type benchPrograms struct {
+	echomux, net, line string
+	c                  string   // the client, empty without gcc
+	server             []string // the command of the server that clients run against
 }
 
-// BenchmarkServeBulk and BenchmarkServeRounds compare servers, with the leanest client.
-func BenchmarkServeBulk(b *testing.B)   { compare(b, 7, servers(zeros(b, gigabyte), "bulk", 0)) }
-func BenchmarkServeRounds(b *testing.B) { compare(b, 11, servers("", "rounds", 30_000)) }
+var benchAnnounce sync.Once
 
-// BenchmarkLoop is one round with both ends in one loop. It is there for its allocations: none.
-func BenchmarkLoop(b *testing.B) {
-	b.ReportAllocs()
-	rounds(b, int64(b.N))
-}
-
-// TestRoundsAllocateNothing compares a short run and a longer one: their difference is the steady
-// state, of the client and of the server.
-func TestRoundsAllocateNothing(t *testing.T) {
-	short := testing.AllocsPerRun(3, func() { rounds(t, 10) })
-	long := testing.AllocsPerRun(3, func() { rounds(t, 1010) })
-	if long-short >= 20 { // the runtime's own
-		t.Errorf("1000 further rounds allocate %v times", long-short)
+// benchPrepare builds the programs.
+func benchPrepare(b testing.TB) (p benchPrograms) {
+	benchAnnounce.Do(benchSay)
+	dir := b.TempDir() + string(filepath.Separator)
+	build := exec.Command("go", "build", "-o", dir)
+	build.Args = append(build.Args, ".", "./testdata/bench/net", "./testdata/bench/line")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
 	}
+	p.echomux, p.net, p.line = dir+"echomux", dir+"net", dir+"line"
+	p.server = []string{p.net, "serve"}
+	if benchWithoutC() == "" {
+		p.c = benchCompile(b, dir, "client")
+		p.server = []string{benchCompile(b, dir, "server")}
+	}
+	return p
 }
 
-// rounds runs the demo, both ends in one loop, for n rounds.
-func rounds(t testing.TB, n int64) {
-	if status := run([]string{"-q", "-count", strconv.FormatInt(n, 10)}, nil, io.Discard, io.Discard); status != exitOK {
-		t.Fatalf("exit status %d", status)
+// benchSay says once what comes, and what is missing.
+func benchSay() {
+	fmt.Fprintln(os.Stderr, "bench: all benchmarks take some four minutes on two cores")
+	if why := benchWithoutC(); why != "" {
+		fmt.Fprintf(os.Stderr, "bench: %s: no figure for C; package net is the server\n", why)
 	}
-}
-
-// TestRoundsCallNothingElse counts at the seam: a round is one write, one wait and one read, and its
-// interest never changes.
-func TestRoundsCallNothingElse(t *testing.T) {
-	t.Parallel()
-	_, port := serve(t, "127.0.0.1:0", echoes)
-	calls := func(n string) map[string]int {
-		o, err := parse([]string{"-q", "-count", n, "127.0.0.1", port, message})
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := newPoller()
-		if err != nil {
-			t.Fatal(err)
-		}
-		calls, start := map[string]int{}, time.Now()
-		l := newLoop(o, countingPoller{p, calls}, countingSockets{system{}, calls}, func() time.Duration { return time.Since(start) })
-		l.stdout, l.stderr = io.Discard, io.Discard
-		l.run()
-		l.close()
-		if status := l.report(); status != exitOK {
-			t.Fatalf("exit status %d", status)
-		}
-		return calls
-	}
-	few, many := calls("100"), calls("1100")
-	for call, most := range map[string]int{"write": 1000, "read": 1000, "wait": 1020, "change": 0} { // a signal of the runtime's ends a wait
-		if got := many[call] - few[call]; got > most {
-			t.Errorf("%d calls of %s in 1000 further rounds, want at most %d", got, call, most)
+	for _, name := range []string{"nc", "ncat", "socat", "strace"} {
+		if benchFind(name) == "" {
+			fmt.Fprintf(os.Stderr, "bench: %s is not installed: no figure for it\n", name)
 		}
 	}
 }
 
-type countingPoller struct {
-	poller
-	calls map[string]int
-}
-
-func (p countingPoller) add(s socket, want readiness) error {
-	p.calls["change"]++
-	return p.poller.add(s, want)
-}
-
-func (p countingPoller) modify(s socket, want readiness) error {
-	p.calls["change"]++
-	return p.poller.modify(s, want)
-}
-
-func (p countingPoller) wait(events []event, ms int) (int, error) {
-	p.calls["wait"]++
-	return p.poller.wait(events, ms)
-}
-
-type countingSockets struct {
-	sockets
-	calls map[string]int
-}
-
-func (k countingSockets) read(s socket, p []byte) (int, error) {
-	k.calls["read"]++
-	return k.sockets.read(s, p)
-}
-
-func (k countingSockets) write(s socket, p []byte) (int, error) {
-	k.calls["write"]++
-	return k.sockets.write(s, p)
-}
-
-// ---- The contests ----
-
-// contest is one contender at one job.
-type contest struct {
-	name string
-	run  func(b *testing.B) time.Duration // nil: it is not installed
-}
-
-// clients are echomux and the roles that do the same job of a client's. Its input is a file, or else
-// the message n times.
-func clients(input, job string, n int, flags ...string) []contest {
-	cs := []contest{onClient(input, "echomux", func(host, port string) *exec.Cmd {
-		args := append(append([]string{"-q"}, flags...), host, port)
-		if input == "" {
-			args = append(args, message)
-		}
-		return itself("1", args...)
-	})}
-	for _, name := range []string{"floor", "net"} {
-		if roles[name+"-"+job] != nil {
-			cs = append(cs, onClient(input, name, func(host, port string) *exec.Cmd {
-				return itself(name+"-"+job, net.JoinHostPort(host, port), strconv.Itoa(n))
-			}))
-		}
+// benchWithoutC says why nothing can be compiled, if so.
+func benchWithoutC() string {
+	if runtime.GOOS != "linux" {
+		return "the C sources are for Linux"
 	}
-	return cs
-}
-
-// rival is a command; HOST and PORT in args stand for the server's.
-func rival(input, name string, args ...string) contest {
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return contest{name: name}
-	}
-	return onClient(input, name, func(host, port string) *exec.Cmd {
-		cmd := exec.Command(path)
-		for _, arg := range args {
-			cmd.Args = append(cmd.Args, strings.NewReplacer("HOST", host, "PORT", port).Replace(arg))
-		}
-		return cmd
-	})
-}
-
-// onClient measures a client, with the leanest server.
-func onClient(input, name string, command func(host, port string) *exec.Cmd) contest {
-	return contest{name, func(b *testing.B) time.Duration {
-		addr, server := startBenchServer(b, either("floor-serve", "net-copy-serve"))
-		defer stop(server)
-		host, port, _ := net.SplitHostPort(addr)
-		return timed(b, input, command(host, port))
-	}}
-}
-
-// servers are echomux -serve and the roles that do the same.
-func servers(input, job string, n int) (cs []contest) {
-	for _, name := range []string{"echomux", "floor", "net", "net-copy"} {
-		if name == "echomux" || roles[name+"-serve"] != nil {
-			cs = append(cs, contest{name, func(b *testing.B) time.Duration {
-				addr, server := startBenchServer(b, name+"-serve")
-				defer stop(server)
-				return timed(b, input, itself(either("floor-"+job, "net-"+job), addr, strconv.Itoa(n)))
-			}})
-		}
-	}
-	return cs
-}
-
-// compare lets the contenders run in turn and reports the first one's ratio to each of the others.
-// The turns take longer than -benchtime's second, so b.N stays 1.
-func compare(b *testing.B, turns int, cs []contest) {
-	cs = slices.DeleteFunc(cs, func(c contest) bool { return c.run == nil })
-	times := make([][]time.Duration, len(cs))
-	for turn := range turns + 1 {
-		for i, c := range cs {
-			if d := c.run(b); turn > 0 { // the first turn warms up
-				times[i] = append(times[i], d)
-			}
-		}
-	}
-	b.ReportMetric(0, "ns/op") // not a figure to compare with anybody's
-	for i, c := range cs[1:] {
-		ratios := make([]float64, turns)
-		for turn := range turns {
-			ratios[turn] = float64(times[0][turn]) / float64(times[i+1][turn])
-		}
-		b.ReportMetric(median(ratios), cs[0].name+"/"+c.name)
-	}
-	if testing.Verbose() {
-		for i, c := range cs {
-			slices.Sort(times[i])
-			b.Logf("%s: %v to %v, median %v", c.name, times[i][0], times[i][turns-1], times[i][turns/2])
-		}
-	}
-}
-
-func median(v []float64) float64 {
-	slices.Sort(v)
-	return (v[len(v)/2] + v[(len(v)-1)/2]) / 2
-}
-
-// feed opens the file input, if one is named, as cmd's standard input. Stop closes it.
-func feed(b testing.TB, cmd *exec.Cmd, input string) (stop func()) {
-	if input == "" {
-		return func() {}
-	}
-	f, err := os.Open(input)
-	if err != nil {
-		b.Fatal(err)
-	}
-	cmd.Stdin = f
-	return func() { f.Close() }
-}
-
-// timed runs a command to its end, with the file input as its standard input.
-func timed(b *testing.B, input string, cmd *exec.Cmd) time.Duration {
-	defer feed(b, cmd, input)()
-	start := time.Now()
-	if err := cmd.Run(); err != nil {
-		b.Fatalf("%v: %v", cmd.Args, err)
-	}
-	return time.Since(start)
-}
-
-// startBenchServer starts a server on a fresh port.
-func startBenchServer(b testing.TB, name string) (addr string, server *os.Process) {
-	if name == "echomux-serve" {
-		port := port0(b)
-		addr = "127.0.0.1:" + port
-		cmd := itself("1", "-serve", "-q", "127.0.0.1", port)
-		if err := cmd.Start(); err != nil {
-			b.Fatal(err)
-		}
-		eventually(b, func() bool {
-			c, err := net.Dial("tcp", addr)
-			if err == nil {
-				c.Close()
-			}
-			return err == nil
-		}, func() string { return "echomux -serve does not listen" })
-		return addr, cmd.Process
-	}
-	cmd := itself(name)
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		b.Fatal(err)
-	}
-	addr, err = bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		b.Fatalf("%s: %v", name, err)
-	}
-	return strings.TrimSpace(addr), cmd.Process
-}
-
-func stop(server *os.Process) {
-	server.Kill()
-	server.Wait()
-}
-
-// either is the first of the names that is a role on this platform.
-func either(names ...string) string {
-	for _, name := range names {
-		if roles[name] != nil {
-			return name
-		}
+	if benchFind("gcc") == "" {
+		return "gcc is not installed"
 	}
 	return ""
 }
 
-// itself is this binary in a role.
-func itself(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), "ECHOMUX_RUN="+name)
-	cmd.Stderr = os.Stderr
-	return cmd
+// benchCompile compiles one of the C sources and returns the program's path.
+func benchCompile(b testing.TB, dir, name string) string {
+	source := filepath.Join("testdata", "bench", name+".c")
+	gcc := exec.Command("gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", dir+name, source)
+	if out, err := gcc.CombinedOutput(); err != nil || len(out) > 0 {
+		b.Fatalf("%s: %v: %s", source, err, out)
+	}
+	return dir + name
 }
 
-// built is the path of echomux as it is shipped, which is smaller than this binary and starts faster.
-func built(b testing.TB) string {
-	path := filepath.Join(b.TempDir(), "echomux")
-	build := exec.Command("go", "build", "-o", path, ".")
-	if out, err := build.CombinedOutput(); err != nil {
-		b.Fatalf("%v: %s", err, out)
-	}
+// benchFind is the path of a command, empty if it is not installed.
+func benchFind(name string) string {
+	path, _ := exec.LookPath(name)
 	return path
 }
 
-// zeros is the path of a file of n bytes that takes no room.
-func zeros(b testing.TB, n int) string {
+// benchZeros is the path of a file of n bytes that takes no room.
+func benchZeros(b testing.TB, n int) string {
 	path := filepath.Join(b.TempDir(), "zeros")
 	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, int64(n))); err != nil {
 		b.Fatal(err)
@@ -367,110 +265,299 @@ func zeros(b testing.TB, n int) string {
 	return path
 }
 
-// ---- The roles ----
+// ---- The runs ----
 
-var (
-	_ = role("net-bulk", netBulk)
-	_ = role("net-rounds", netRounds)
-	_ = role("net-connections", netConnections)
-	_ = role("net-serve", func(string, int) { netServe(func(c *net.TCPConn) { io.Copy(c, c) }) })
-	_ = role("net-copy-serve", func(string, int) { netServe(copyEcho) })
-)
+// benchEntrant is a program at a job. One run is a whole process from start to end.
+type benchEntrant struct {
+	name string
+	run  func(b *testing.B) benchCost // nil: it is not there
+}
 
-// role adds one to what this binary can be: f, with what is on the command line.
-func role(name string, f func(addr string, n int)) bool {
-	roles[name] = func() {
-		var addr string
-		var n int
-		if len(os.Args) == 3 {
-			addr = os.Args[1]
-			n, _ = strconv.Atoi(os.Args[2])
-		}
-		f(addr, n)
-		os.Exit(0)
+// benchCost is what a run has cost. No processor time: it is not known.
+type benchCost struct{ wall, processor time.Duration }
+
+// client is a program against the usual server; HOST and PORT stand for the server's.
+func (p benchPrograms) client(name string, feed benchFeed, path string,
+	args ...string) benchEntrant {
+	if path == "" {
+		return benchEntrant{name: name}
 	}
-	return true
+	return benchEntrant{name, func(b *testing.B) benchCost {
+		server := benchStart(b, p.server...)
+		defer server.stop()
+		return benchRun(b, feed, server.client(path, args...))
+	}}
 }
 
-// check ends a role that cannot do its job.
-func check(err error) {
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+// serving is a server against the C client. The processor time is the server's.
+func (p benchPrograms) serving(name string, job []string, command ...string) benchEntrant {
+	return benchEntrant{name, func(b *testing.B) benchCost {
+		server := benchStart(b, command...)
+		defer server.stop()
+		cost := benchRun(b, nil, exec.Command(p.c, append([]string{server.port}, job...)...))
+		return benchCost{cost.wall, server.stop()}
+	}}
 }
 
-// netBulk copies standard input to the server and what comes back to standard output. The structs
-// hide what would let the kernel copy for it: a client that verifies has to see the bytes.
-func netBulk(addr string, _ int) {
-	c, err := net.Dial("tcp", addr)
-	check(err)
-	go func() {
-		_, err := io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{os.Stdin}, make([]byte, chunkSize))
-		check(err)
-		c.(*net.TCPConn).CloseWrite()
-	}()
-	_, err = io.CopyBuffer(struct{ io.Writer }{os.Stdout}, struct{ io.Reader }{c}, make([]byte, chunkSize))
-	check(err)
-}
+// benchFeed prepares a command's standard input, with processes of its own if it needs some, and
+// returns what ends them.
+type benchFeed func(b *testing.B, cmd *exec.Cmd) (end func())
 
-func netRounds(addr string, n int) {
-	c, err := net.Dial("tcp", addr)
-	check(err)
-	buf := []byte(message + "\n")
-	for range n {
-		_, err = c.Write(buf)
-		check(err)
-		_, err = io.ReadFull(c, buf)
-		check(err)
-	}
-}
-
-func netConnections(addr string, n int) {
-	var all sync.WaitGroup
-	for range n {
-		all.Go(func() {
-			c, err := net.Dial("tcp", addr)
-			check(err)
-			buf := []byte(message + "\n")
-			_, err = c.Write(buf)
-			check(err)
-			_, err = io.ReadFull(c, buf)
-			check(err)
-			c.(*net.TCPConn).CloseWrite()
-			if n, err := c.Read(buf); err != io.EOF {
-				check(fmt.Errorf("%d bytes and %v in the end", n, err))
-			}
-			c.Close()
-		})
-	}
-	all.Wait()
-}
-
-func netServe(echo func(*net.TCPConn)) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(err)
-	fmt.Println(l.Addr())
-	for {
-		c, err := l.Accept()
-		check(err)
-		go func() {
-			echo(c.(*net.TCPConn))
-			c.Close()
-		}()
-	}
-}
-
-// copyEcho reads and writes; on Linux io.Copy is splice(2).
-func copyEcho(c *net.TCPConn) {
-	buf := make([]byte, chunkSize)
-	for {
-		n, err := c.Read(buf)
-		if err == nil {
-			_, err = c.Write(buf[:n])
-		}
+// benchFile feeds a file.
+func benchFile(path string) benchFeed {
+	return func(b *testing.B, cmd *exec.Cmd) func() {
+		f, err := os.Open(path)
 		if err != nil {
-			return
+			b.Fatal(err)
+		}
+		cmd.Stdin = f
+		return func() { f.Close() }
+	}
+}
+
+// benchPipe feeds what cat reads from a file.
+func benchPipe(path string) benchFeed {
+	return func(b *testing.B, cmd *exec.Cmd) func() {
+		r, w, err := os.Pipe()
+		if err != nil {
+			b.Fatal(err)
+		}
+		cat := exec.Command("cat", path)
+		cat.Stdout = w
+		if err := cat.Start(); err != nil {
+			b.Fatal(err)
+		}
+		w.Close()
+		cmd.Stdin = r
+		return func() {
+			r.Close() // and if the command has died, cat does now
+			cat.Wait()
 		}
 	}
+}
+
+// benchRun runs a command to its end.
+func benchRun(b *testing.B, feed benchFeed, cmd *exec.Cmd) benchCost {
+	var complaint strings.Builder
+	if cmd.Stderr == nil {
+		cmd.Stderr = &complaint
+	}
+	start := time.Now()
+	if feed != nil {
+		defer feed(b, cmd)()
+	}
+	if err := cmd.Run(); err != nil {
+		b.Fatalf("%v: %v: %s", cmd.Args, err, complaint.String())
+	}
+	wall := time.Since(start)
+	return benchCost{wall, benchProcessor(cmd)}
+}
+
+// benchProcessor is the processor time of a process that has ended.
+func benchProcessor(cmd *exec.Cmd) time.Duration {
+	return cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+}
+
+// benchServer is a server process that listens.
+type benchServer struct {
+	cmd        *exec.Cmd
+	host, port string
+}
+
+// benchStart starts a server and waits for its address: the first line that it prints, of which it
+// is the last word, or echomux's line that says so, of which it is the second.
+func benchStart(b testing.TB, command ...string) *benchServer {
+	s := &benchServer{cmd: exec.Command(command[0], command[1:]...)}
+	r, w, err := os.Pipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.cmd.Stdout, s.cmd.Stderr = w, w
+	err = s.cmd.Start()
+	w.Close()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out := bufio.NewReader(r)
+	line, _ := out.ReadString('\n') // without a line there is no address
+	address, _, _ := strings.Cut(strings.TrimPrefix(line, "echomux: "), " ")
+	s.host, s.port, err = net.SplitHostPort(strings.TrimSpace(address))
+	if err != nil {
+		s.stop()
+		b.Fatalf("%v: %q: %v", command, line, err)
+	}
+	go func() {
+		io.Copy(io.Discard, out)
+		r.Close()
+	}()
+	return s
+}
+
+// client is a command against the server; HOST and PORT in the arguments stand for the server's.
+func (s *benchServer) client(path string, args ...string) *exec.Cmd {
+	cmd := exec.Command(path)
+	for _, arg := range args {
+		named := strings.NewReplacer("HOST", s.host, "PORT", s.port).Replace(arg)
+		cmd.Args = append(cmd.Args, named)
+	}
+	return cmd
+}
+
+// stop ends the server and returns the processor time that it has used. It may be called again.
+func (s *benchServer) stop() time.Duration {
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+	return benchProcessor(s.cmd)
+}
+
+// ---- The figures ----
+
+// benchCompare lets the entrants run in turn and tells the first one's ratio to each of the others.
+func benchCompare(b *testing.B, title string, turns int, entrants []benchEntrant) {
+	entrants = benchPresent(entrants)
+	if len(entrants) < 2 {
+		return
+	}
+	costs := make([][]benchCost, len(entrants))
+	benchTurns(title, turns, func(turn int) {
+		for i, e := range entrants {
+			if cost := e.run(b); turn >= 0 {
+				costs[i] = append(costs[i], cost)
+			}
+		}
+	})
+	for i := range len(entrants) - 1 {
+		benchTellRatio(b, entrants[0].name, entrants[i+1].name, costs[0], costs[i+1])
+	}
+	for i, e := range entrants {
+		wall := make([]float64, turns)
+		for turn, cost := range costs[i] {
+			wall[turn] = cost.wall.Seconds() * 1000
+		}
+		_, median, _ := benchQuartiles(wall)
+		fmt.Printf("    %s %.2f ms", e.name, median)
+	}
+	fmt.Println()
+	benchEnd(b)
+}
+
+// benchPresent leaves out what is not there.
+func benchPresent(entrants []benchEntrant) []benchEntrant {
+	return slices.DeleteFunc(entrants, func(e benchEntrant) bool { return e.run == nil })
+}
+
+// benchTurns has a first turn, number -1, that warms up and tells how long the others will take.
+func benchTurns(title string, turns int, run func(turn int)) {
+	start := time.Now()
+	run(-1)
+	seconds := time.Since(start).Seconds() * float64(turns)
+	fmt.Fprintf(os.Stderr, "bench: %s: %d turns, about %.0f s ", title, turns, seconds)
+	for turn := range turns {
+		run(turn)
+		if turn*20/turns != (turn+1)*20/turns {
+			fmt.Fprint(os.Stderr, ".")
+		}
+	}
+	fmt.Fprintln(os.Stderr)
+	fmt.Println(title)
+}
+
+// benchTellRatio tells how two entrants compare.
+func benchTellRatio(b *testing.B, one, other string, ones, others []benchCost) {
+	var wall, processor []float64
+	for turn := range ones {
+		wall = append(wall, float64(ones[turn].wall)/float64(others[turn].wall))
+		if others[turn].processor > 0 {
+			ratio := float64(ones[turn].processor) / float64(others[turn].processor)
+			processor = append(processor, ratio)
+		}
+	}
+	name := one + "/" + other
+	low, median, high := benchQuartiles(wall)
+	fmt.Printf("    %-16s %5.2f  (%.2f to %.2f)", name, median, low, high)
+	b.ReportMetric(median, name)
+	if len(processor) == len(wall) {
+		low, median, high := benchQuartiles(processor)
+		fmt.Printf("   processor %5.2f  (%.2f to %.2f)", median, low, high)
+	}
+	fmt.Println()
+}
+
+// benchQuartiles are the values with a quarter, a half and three quarters of all below them.
+func benchQuartiles(v []float64) (low, median, high float64) {
+	v = slices.Clone(v)
+	slices.Sort(v)
+	at := func(share float64) float64 {
+		place := share * float64(len(v)-1)
+		below := int(place)
+		above := min(below+1, len(v)-1)
+		return v[below] + (v[above]-v[below])*(place-float64(below))
+	}
+	return at(0.25), at(0.5), at(0.75)
+}
+
+// benchEnd leaves out the figure that is nobody's to compare with. A benchmark that takes less than
+// a second is run again, so none does.
+func benchEnd(b *testing.B) {
+	b.ReportMetric(0, "ns/op")
+	time.Sleep(time.Second - b.Elapsed())
+}
+
+// benchSize is an amount of work, and how often it is run in a turn: noise drowns little work.
+type benchSize struct{ units, times int }
+
+// benchGrow tells what a further unit costs between one size and the next. The first few of these
+// steps may have a reason to cost more: the ratio of the dearest step to the cheapest leaves out
+// as many.
+func benchGrow(b *testing.B, unit string, apart int, sizes []benchSize,
+	entrants func(units int) []benchEntrant) {
+	bySize := make([][]benchEntrant, len(sizes))
+	for i, size := range sizes {
+		bySize[i] = benchPresent(entrants(size.units))
+	}
+	names := bySize[0]
+	costs := make([][][]float64, len(names)) // by entrant, step and turn, in microseconds a unit
+	for i := range costs {
+		costs[i] = make([][]float64, len(sizes)-1)
+	}
+	benchTurns("cost of a further "+unit, 7, func(turn int) {
+		for i := range names {
+			last := benchMean(b, bySize[0][i], sizes[0].times)
+			for j, size := range sizes[1:] {
+				seconds := benchMean(b, bySize[j+1][i], size.times)
+				if turn >= 0 {
+					cost := (seconds - last) * 1e6 / float64(size.units-sizes[j].units)
+					costs[i][j] = append(costs[i][j], cost)
+				}
+				last = seconds
+			}
+		}
+	})
+	for i, e := range names {
+		benchTellGrowth(b, e.name, apart, sizes, costs[i])
+	}
+	benchEnd(b)
+}
+
+// benchMean is the seconds of a run, several taken together.
+func benchMean(b *testing.B, e benchEntrant, times int) float64 {
+	var sum time.Duration
+	for range times {
+		sum += e.run(b).wall
+	}
+	return sum.Seconds() / float64(times)
+}
+
+// benchTellGrowth tells what a further unit costs an entrant in each step.
+func benchTellGrowth(b *testing.B, name string, apart int, sizes []benchSize, costs [][]float64) {
+	var medians []float64
+	for i, cost := range costs {
+		low, median, high := benchQuartiles(cost)
+		medians = append(medians, median)
+		fmt.Printf("    %-8s from %d to %d: %.1f us (%.1f to %.1f)\n",
+			name, sizes[i].units, sizes[i+1].units, median, low, high)
+	}
+	ratio := slices.Max(medians[apart:]) / slices.Min(medians[apart:])
+	fmt.Printf("    %-8s most/least %.2f\n", name, ratio)
+	b.ReportMetric(ratio, name+"-most/least")
 }
