@@ -1,0 +1,161 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/windows"
+)
+
+// A call that fails says which one it was.
+
+// TestFailingCalls: what each call says of a socket that is not open.
+func TestFailingCalls(t *testing.T) {
+	const none = socket(windows.InvalidHandle)
+	at := netip.MustParseAddrPort("127.0.0.1:9")
+	var k system
+	_, _, resultErr := k.connectResult(none)
+	_, readErr := k.read(none, make([]byte, 1))
+	_, writeErr := k.write(none, make([]byte, 1))
+	_, _, acceptErr := k.accept(none)
+	_, selectErr := isWritable(none)
+	for _, row := range []struct {
+		call string
+		err  error
+	}{
+		{"ioctlsocket", k.setNonblock(none)},
+		{"connect", k.connect(none, at)},
+		{"getsockopt", resultErr},
+		{"wsarecv", readErr},
+		{"wsasend", writeErr},
+		{"getsockopt", k.pendingError(none)},
+		{"shutdown", k.closeWrite(none)},
+		{"accept", acceptErr},
+		{"closesocket", k.close(none)},
+		{"bind", bindSource(none, at.Addr())},
+		{"select", selectErr},
+	} {
+		var named *os.SyscallError
+		right := errors.As(row.err, &named) && named.Syscall == row.call
+		if !right || named.Err != windows.WSAENOTSOCK {
+			t.Errorf("%v, want %s: %v", row.err, row.call, windows.WSAENOTSOCK)
+		}
+	}
+}
+
+// TestWaitTimes: a wait may be longer than a second, and shorter than a millisecond's multiple.
+func TestWaitTimes(t *testing.T) {
+	p, err := newPoller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	clock := newClock()
+	for _, ms := range []int{0, 30, 1250} {
+		start := clock()
+		n, err := p.wait(make([]event, 1), ms)
+		took := clock() - start
+		if n != 0 || err != nil {
+			t.Errorf("a wait of %d ms: %d events, %v", ms, n, err)
+		}
+		least := time.Duration(ms-20) * time.Millisecond
+		if took < least || took > least+900*time.Millisecond {
+			t.Errorf("a wait of %d ms took %v", ms, took)
+		}
+	}
+}
+
+// TestPollerCloses: closed twice is an error.
+func TestPollerCloses(t *testing.T) {
+	p, err := newPoller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = p.close()
+	if err != nil {
+		t.Errorf("close: %v", err)
+	}
+	_, err = p.wait(make([]event, 1), 0)
+	if !errors.Is(err, windows.WSAENOTSOCK) {
+		t.Errorf("wait after close: %v", err)
+	}
+	err = p.close()
+	if !errors.Is(err, windows.WSAENOTSOCK) {
+		t.Errorf("closed twice: %v", err)
+	}
+}
+
+// TestReaderGoneNumbers: both numbers of a pipe without a reader.
+func TestReaderGoneNumbers(t *testing.T) {
+	for _, err := range []error{windows.ERROR_BROKEN_PIPE, windows.ERROR_NO_DATA} {
+		if !readerGone(&os.PathError{Op: "write", Path: "pipe", Err: err}) {
+			t.Errorf("%v is not recognised", err)
+		}
+	}
+}
+
+// TestExclusiveOption: a listener lets nobody share its port.
+func TestExclusiveOption(t *testing.T) {
+	var k system
+	s, _, err := k.listen(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.close(s)
+	h := windows.Handle(s)
+	exclusive, err := windows.GetsockoptInt(h, windows.SOL_SOCKET, soExclusiveAddrUse)
+	if err != nil {
+		t.Skip(err)
+	}
+	shared, _ := windows.GetsockoptInt(h, windows.SOL_SOCKET, windows.SO_REUSEADDR)
+	if exclusive == 0 || shared != 0 {
+		t.Errorf("SO_EXCLUSIVEADDRUSE is %d, SO_REUSEADDR is %d", exclusive, shared)
+	}
+}
+
+// TestFailingListen: a socket that cannot listen.
+func TestFailingListen(t *testing.T) {
+	s, err := newSocket(windows.AF_INET, windows.SOCK_DGRAM, windows.IPPROTO_UDP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer system{}.close(s)
+	_, err = bindAndListen(s, netip.MustParseAddrPort("127.0.0.1:0"))
+	var named *os.SyscallError
+	if !errors.As(err, &named) || named.Syscall != "listen" {
+		t.Errorf("%v, want listen: %v", err, windows.WSAEOPNOTSUPP)
+	}
+}
+
+// TestDoubtIsNotEarly: a wait that ends when sockets are in doubt ends no sooner.
+func TestDoubtIsNotEarly(t *testing.T) {
+	p := &selector{doubtAt: time.Now().Add(500 * time.Millisecond)}
+	for i := range p.sets {
+		p.sets[i].clear()
+	}
+	if p.limited(-1) != -1 || p.limited(20) != 20 {
+		t.Errorf("without doubt %d, %d", p.limited(-1), p.limited(20))
+	}
+	p.sets[failSet].put(1)
+	for _, ms := range []int{-1, 10_000} {
+		got := p.limited(ms)
+		early := time.Until(p.doubtAt) - time.Duration(got)*time.Millisecond
+		if early > 0 || got > 500 {
+			t.Errorf("of %d ms are left %d, %v too little", ms, got, early)
+		}
+	}
+	if p.limited(20) != 20 {
+		t.Errorf("of 20 ms are left %d", p.limited(20))
+	}
+	p.doubtAt = time.Now().Add(-time.Second)
+	if p.limited(20) != 0 || p.limited(-1) != 0 {
+		t.Errorf("too late: %d, %d", p.limited(20), p.limited(-1))
+	}
+	p.doubts = []socket{1}
+	if p.limited(20) != 0 {
+		t.Errorf("in doubt: %d", p.limited(20))
+	}
+}
