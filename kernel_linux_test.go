@@ -36,18 +36,18 @@ func fullBacklog(t testing.TB, ip string, port uint16) netip.AddrPort {
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	addr := netip.MustParseAddr(ip)
-	err = unix.Bind(fd, &unix.SockaddrInet4{Addr: addr.As4(), Port: int(port)})
+	err = syscall.Bind(fd, &syscall.SockaddrInet4{Addr: addr.As4(), Port: int(port)})
 	if err == nil {
 		err = unix.Listen(fd, 0)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	sa, err := unix.Getsockname(fd)
+	sa, err := syscall.Getsockname(fd)
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := netip.AddrPortFrom(addr, uint16(sa.(*unix.SockaddrInet4).Port))
+	at := netip.AddrPortFrom(addr, uint16(sa.(*syscall.SockaddrInet4).Port))
 	c, err := net.Dial("tcp", at.String())
 	if err != nil {
 		t.Fatal(err)

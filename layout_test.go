@@ -75,14 +75,15 @@ func socketLines(t testing.TB, name string) []string {
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	want := []string{
-		"func newPoller(", ") change(", ") wait(", "func folded|) folded(", ") wake(", ") close(",
+		"func newPoller(", ") change(", ") forget(", ") wait(", "func folded|) folded(", ") wake(", ") close(",
 		"// ---- Sockets", "type system struct{}", "func fault(", ") openSocket(",
 		"func bindSource(", ") setNonblock(", ") connect(", ") connectResult(",
 		"func endNames(", ") read(", ") write(",
 		") pendingError(", ") path(", ") closeWrite(", ") close(", ") listen(",
 		"func bindAndListen(", ") accept(", "func domain(", "func sockaddr(", "func addrPort(",
 		"// ---- The rest", "func deferPort(", "func newClock(", "func newResolver(",
-		"func kindOfInput(", "terminalEOFDelay", "func readerGone(", "sigTerm", "sigHup", "sigPipe",
+		"func kindOfInput(", "func widenPipe(", "terminalEOFDelay", "func readerGone(",
+		"sigTerm", "sigHup", "sigPipe",
 	}
 	for _, system := range []string{"linux", "darwin", "windows"} {
 		rest := sourceOf(t, "poller_"+system+".go")
@@ -102,7 +103,7 @@ func TestOrder(t *testing.T) {
 }
 
 // TestImports: main.go knows no system. What is not the standard library's is golang.org/x/sys, and
-// only the backends have it; unsafe pointers are for what that lacks of Windows.
+// only the backends have it; package syscall and unsafe pointers are theirs too, for what that lacks.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	for name, system := range map[string]string{
@@ -115,7 +116,7 @@ func TestImports(t *testing.T) {
 		for _, path := range imports(t, name) {
 			switch path {
 			case "syscall", "unsafe":
-				if name != "poller_windows.go" {
+				if name == "main.go" {
 					t.Errorf("%s imports %q", name, path)
 				}
 			case "runtime", "C", "time/tzdata":

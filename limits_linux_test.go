@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What a process holds and uses: descriptors, memory, processor time; and what it does where there
@@ -356,5 +358,36 @@ func (p *process) isOver() bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// TestWidePipe: a pipe that is streamed holds a whole read from then on, as far as this user may
+// ask for that; one that is not read stays as it was.
+func TestWidePipe(t *testing.T) {
+	t.Parallel()
+	underQEMU(t, "F_SETPIPE_SZ is unknown")
+	_, port := serve(t, "127.0.0.1:0", echoes)
+	for _, test := range []struct {
+		args []string
+		want int
+	}{
+		{[]string{"127.0.0.1", port}, inputRead},
+		{[]string{"127.0.0.1", port, "hello"}, 64 << 10},
+	} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		io.WriteString(w, "x")
+		w.Close()
+		result := echomux(t, r, test.args...)
+		if result.status != 0 {
+			t.Errorf("%v: status %d", test.args, result.status)
+		}
+		size, err := unix.FcntlInt(r.Fd(), unix.F_GETPIPE_SZ, 0)
+		if err != nil || size != test.want {
+			t.Errorf("%v: the pipe holds %d bytes (%v), want %d", test.args, size, err, test.want)
+		}
 	}
 }

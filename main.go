@@ -112,9 +112,12 @@ type event struct {
 // reading can take the error away.
 type poller interface {
 	// change replaces was, what s has been watched for, by want. The two differ. A socket that is
-	// watched for nothing is out of the poller, or its hang-up would be reported for ever; it has
-	// to be out before it is closed.
+	// watched for nothing is out of the poller, or its hang-up would be reported for ever.
 	change(s socket, was, want readiness) error
+
+	// forget is change to nothing for a socket that is closed at once after it: a kernel that keeps
+	// the list drops a closed socket by itself.
+	forget(s socket)
 
 	// wait blocks for at most ms milliseconds, or without a limit if ms is -1, and fills events.
 	// No event and no error mean only "look at the clock": a timeout, a signal to this thread and
@@ -193,6 +196,7 @@ var (
 	_ func() func() time.Duration   = newClock    // monotonic, finer than 0.1 ms
 	_ func() *net.Resolver          = newResolver // of this system
 	_ func(file *os.File) inputKind = kindOfInput
+	_ func(pipe *os.File, size int) = widenPipe        // has it hold so many bytes, if it can
 	_ func(err error) bool          = readerGone       // is err that of a pipe without a reader?
 	_ time.Duration                 = terminalEOFDelay // an EOF of a terminal is believed after it
 	_ [3]os.Signal                  = [...]os.Signal{sigTerm, sigHup, sigPipe}
@@ -463,14 +467,12 @@ func (s *seat) hold(sock socket) {
 }
 
 // release takes the socket out of the poller and closes it, in this order: closed, its number may
-// be another's. Neither failure matters, since the descriptor is gone either way (close(2)).
+// be another's. That close fails does not matter, since the descriptor is gone either way (close(2)).
 func (s *seat) release() {
 	if !s.holding {
 		return
 	}
-	if s.armed != 0 {
-		s.loop.poller.change(s.socket, s.armed, 0)
-	}
+	s.loop.poller.forget(s.socket)
 	s.armed = 0
 	s.holding = false
 	delete(s.loop.holders, s.socket)
@@ -2001,6 +2003,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil && !o.needsOnePoller() {
 		err = startRuntimePoller()
 	}
+	if o.streams() {
+		widenInput(stdin)
+	}
 	s := newSession(o, world{
 		poller:  p,
 		sockets: system{},
@@ -2041,6 +2046,15 @@ func kindOf(stdin io.Reader) inputKind {
 		return otherInput
 	}
 	return kindOfInput(file)
+}
+
+// widenInput has standard input hold a whole read, if it is a pipe: each read costs a hand-over
+// from one goroutine to another.
+func widenInput(stdin io.Reader) {
+	file, ok := stdin.(*os.File)
+	if ok {
+		widenPipe(file, inputRead)
+	}
 }
 
 // world is what a run meets outside. Whoever replaces it simulates.

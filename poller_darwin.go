@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -86,6 +87,9 @@ func (p *kqueue) apply(changes ...unix.Kevent_t) error {
 	}
 	return nil
 }
+
+// forget: close(2) takes s out (kqueue(2)).
+func (p *kqueue) forget(socket) {}
 
 // wait: kevent(2). EINTR, with n = -1, is a spurious return: the Go runtime signals its own
 // threads.
@@ -192,11 +196,13 @@ func bindSource(fd int, from netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return fault("bind", unix.Bind(fd, sa))
+	return fault("bind", syscall.Bind(fd, sa))
 }
 
+// setNonblock: F_SETFL, fcntl(2). A new socket has no other flag that would have to be kept.
 func (system) setNonblock(s socket) error {
-	return fault("fcntl", unix.SetNonblock(int(s), true))
+	_, err := unix.FcntlInt(uintptr(s), unix.F_SETFL, unix.O_NONBLOCK)
+	return fault("fcntl", err)
 }
 
 // connect: connect(2). EINPROGRESS is the rule, and a signal does not stop what has begun. EAGAIN
@@ -207,7 +213,7 @@ func (system) connect(s socket, to netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	err = unix.Connect(int(s), sa)
+	err = syscall.Connect(int(s), sa)
 	switch err {
 	case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
 		return nil
@@ -253,7 +259,7 @@ func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 
 // endNames are both ends of a connection, as connectResult has to say them.
 func endNames(fd int) (local, peer netip.AddrPort, err error) {
-	to, err := unix.Getpeername(fd)
+	to, err := syscall.Getpeername(fd)
 	switch err {
 	case nil:
 	case unix.ENOTCONN, unix.EINVAL:
@@ -261,7 +267,7 @@ func endNames(fd int) (local, peer netip.AddrPort, err error) {
 	default:
 		return local, peer, fault("getpeername", err)
 	}
-	from, err := unix.Getsockname(fd)
+	from, err := syscall.Getsockname(fd)
 	if err != nil {
 		return local, peer, fault("getsockname", err)
 	}
@@ -269,7 +275,7 @@ func endNames(fd int) (local, peer netip.AddrPort, err error) {
 }
 
 func (system) read(s socket, p []byte) (int, error) {
-	n, err := unix.Read(int(s), p)
+	n, err := readNow(int(s), p)
 	if err != nil {
 		return 0, fault("read", err)
 	}
@@ -280,7 +286,7 @@ func (system) read(s socket, p []byte) (int, error) {
 }
 
 func (system) write(s socket, p []byte) (int, error) {
-	n, err := unix.Write(int(s), p)
+	n, err := writeNow(int(s), p)
 	if err != nil {
 		return 0, fault("write", err)
 	}
@@ -345,7 +351,7 @@ func bindAndListen(fd int, at netip.AddrPort) (bound netip.AddrPort, err error) 
 	if err != nil {
 		return bound, err
 	}
-	err = unix.Bind(fd, sa)
+	err = syscall.Bind(fd, sa)
 	if err != nil {
 		return bound, fault("bind", err)
 	}
@@ -353,12 +359,12 @@ func bindAndListen(fd int, at netip.AddrPort) (bound netip.AddrPort, err error) 
 	if err != nil {
 		return bound, fault("listen", err)
 	}
-	err = unix.SetNonblock(fd, true)
+	err = system{}.setNonblock(socket(fd))
 	if err != nil {
-		return bound, fault("fcntl", err)
+		return bound, err
 	}
-	sa, err = unix.Getsockname(fd)
-	return addrPort(sa), fault("getsockname", err)
+	name, err := syscall.Getsockname(fd)
+	return addrPort(name), fault("getsockname", err)
 }
 
 func (system) accept(s socket) (socket, netip.AddrPort, error) {
@@ -376,24 +382,25 @@ func domain(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// sockaddr is a in the kernel's form.
-func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
+// sockaddr is a in the kernel's form. Calls with addresses are package syscall's: each time that the
+// kernel tells an address, x/sys asks it for SO_PROTOCOL too, on which nothing here rests.
+func sockaddr(a netip.AddrPort) (syscall.Sockaddr, error) {
 	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
+		return &syscall.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
 	}
 	index, err := zoneIndex(a.Addr().Zone())
 	if err != nil {
 		return nil, err
 	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: index}, nil
+	return &syscall.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: index}, nil
 }
 
 // addrPort is sa in the form of package netip.
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
+func addrPort(sa syscall.Sockaddr) netip.AddrPort {
 	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
+	case *syscall.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
+	case *syscall.SockaddrInet6:
 		ip := netip.AddrFrom16(sa.Addr)
 		if sa.ZoneId != 0 {
 			ip = ip.WithZone(strconv.Itoa(int(sa.ZoneId)))
@@ -407,11 +414,16 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 
 const cloexec = 0 // there is no SOCK_CLOEXEC, and echomux starts no program that could inherit
 
+// readNow and writeNow are read(2) and write(2), which are called through libSystem here.
+func readNow(fd int, p []byte) (int, error) { return unix.Read(fd, p) }
+
+func writeNow(fd int, p []byte) (int, error) { return unix.Write(fd, p) }
+
 // acceptNonblock is accept(2): an accepted socket inherits O_NONBLOCK here. Without a descriptor
 // left it fails, and the connection that waited is gone: XNU drops it (accept_nocancel in its
 // bsd/kern/uipc_syscalls.c), where Linux leaves it in the queue.
-func acceptNonblock(fd int) (int, unix.Sockaddr, error) {
-	return unix.Accept(fd)
+func acceptNonblock(fd int) (int, syscall.Sockaddr, error) {
+	return syscall.Accept(fd)
 }
 
 // deferPort: bind reserves a port for every destination at once, and nothing here defers that.
@@ -498,6 +510,10 @@ func isTerminal(file *os.File) bool {
 	})
 	return terminal
 }
+
+// widenPipe: a pipe grows by itself, to 64 KiB (pipe_write in XNU's bsd/kern/sys_pipe.c), and nobody
+// can ask for more.
+func widenPipe(*os.File, int) {}
 
 // terminalEOFDelay: an EOF of a terminal is what somebody has typed.
 const terminalEOFDelay = 0

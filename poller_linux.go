@@ -12,7 +12,9 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,6 +66,9 @@ func (p *epoll) change(s socket, was, want readiness) error {
 	}
 	return fault("epoll_ctl", unix.EpollCtl(p.epfd, op, int(s), &ev))
 }
+
+// forget: close(2) takes s out, as no other descriptor stands for the same socket (epoll(7), Q6).
+func (p *epoll) forget(socket) {}
 
 // wait: epoll_wait(2). EINTR, with n = -1, is a spurious return: the Go runtime signals its own
 // threads.
@@ -180,11 +185,13 @@ func bindSource(fd int, from netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return fault("bind", unix.Bind(fd, sa))
+	return fault("bind", syscall.Bind(fd, sa))
 }
 
+// setNonblock: F_SETFL, fcntl(2). A new socket has no other flag that would have to be kept.
 func (system) setNonblock(s socket) error {
-	return fault("fcntl", unix.SetNonblock(int(s), true))
+	_, err := unix.FcntlInt(uintptr(s), unix.F_SETFL, unix.O_NONBLOCK)
+	return fault("fcntl", err)
 }
 
 // connect: connect(2). EINPROGRESS is the rule, and a signal does not stop what has begun. EAGAIN
@@ -195,7 +202,7 @@ func (system) connect(s socket, to netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	err = unix.Connect(int(s), sa)
+	err = syscall.Connect(int(s), sa)
 	switch err {
 	case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
 		return nil
@@ -241,7 +248,7 @@ func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 
 // endNames are both ends of a connection, as connectResult has to say them.
 func endNames(fd int) (local, peer netip.AddrPort, err error) {
-	to, err := unix.Getpeername(fd)
+	to, err := syscall.Getpeername(fd)
 	switch err {
 	case nil:
 	case unix.ENOTCONN, unix.EINVAL:
@@ -249,7 +256,7 @@ func endNames(fd int) (local, peer netip.AddrPort, err error) {
 	default:
 		return local, peer, fault("getpeername", err)
 	}
-	from, err := unix.Getsockname(fd)
+	from, err := syscall.Getsockname(fd)
 	if err != nil {
 		return local, peer, fault("getsockname", err)
 	}
@@ -257,7 +264,7 @@ func endNames(fd int) (local, peer netip.AddrPort, err error) {
 }
 
 func (system) read(s socket, p []byte) (int, error) {
-	n, err := unix.Read(int(s), p)
+	n, err := readNow(int(s), p)
 	if err != nil {
 		return 0, fault("read", err)
 	}
@@ -268,7 +275,7 @@ func (system) read(s socket, p []byte) (int, error) {
 }
 
 func (system) write(s socket, p []byte) (int, error) {
-	n, err := unix.Write(int(s), p)
+	n, err := writeNow(int(s), p)
 	if err != nil {
 		return 0, fault("write", err)
 	}
@@ -333,7 +340,7 @@ func bindAndListen(fd int, at netip.AddrPort) (bound netip.AddrPort, err error) 
 	if err != nil {
 		return bound, err
 	}
-	err = unix.Bind(fd, sa)
+	err = syscall.Bind(fd, sa)
 	if err != nil {
 		return bound, fault("bind", err)
 	}
@@ -341,12 +348,12 @@ func bindAndListen(fd int, at netip.AddrPort) (bound netip.AddrPort, err error) 
 	if err != nil {
 		return bound, fault("listen", err)
 	}
-	err = unix.SetNonblock(fd, true)
+	err = system{}.setNonblock(socket(fd))
 	if err != nil {
-		return bound, fault("fcntl", err)
+		return bound, err
 	}
-	sa, err = unix.Getsockname(fd)
-	return addrPort(sa), fault("getsockname", err)
+	name, err := syscall.Getsockname(fd)
+	return addrPort(name), fault("getsockname", err)
 }
 
 func (system) accept(s socket) (socket, netip.AddrPort, error) {
@@ -364,24 +371,25 @@ func domain(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// sockaddr is a in the kernel's form.
-func sockaddr(a netip.AddrPort) (unix.Sockaddr, error) {
+// sockaddr is a in the kernel's form. Calls with addresses are package syscall's: each time that the
+// kernel tells an address, x/sys asks it for SO_PROTOCOL too, on which nothing here rests.
+func sockaddr(a netip.AddrPort) (syscall.Sockaddr, error) {
 	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
+		return &syscall.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
 	}
 	index, err := zoneIndex(a.Addr().Zone())
 	if err != nil {
 		return nil, err
 	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: index}, nil
+	return &syscall.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: index}, nil
 }
 
 // addrPort is sa in the form of package netip.
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
+func addrPort(sa syscall.Sockaddr) netip.AddrPort {
 	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
+	case *syscall.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
+	case *syscall.SockaddrInet6:
 		ip := netip.AddrFrom16(sa.Addr)
 		if sa.ZoneId != 0 {
 			ip = ip.WithZone(strconv.Itoa(int(sa.ZoneId)))
@@ -395,9 +403,24 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 
 const cloexec = unix.SOCK_CLOEXEC
 
+// readNow and writeNow are read(2) and write(2) on a socket in non-blocking mode. unix.Read would
+// tell the Go runtime that this thread may sleep, and these do not.
+func readNow(fd int, p []byte) (int, error) { return callNow(unix.SYS_READ, fd, p) }
+
+func writeNow(fd int, p []byte) (int, error) { return callNow(unix.SYS_WRITE, fd, p) }
+
+func callNow(number uintptr, fd int, p []byte) (int, error) {
+	first := unsafe.Pointer(unsafe.SliceData(p))
+	n, _, errno := unix.RawSyscall(number, uintptr(fd), uintptr(first), uintptr(len(p)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
 // acceptNonblock is accept4(2): an accepted socket does not inherit O_NONBLOCK here.
-func acceptNonblock(fd int) (int, unix.Sockaddr, error) {
-	return unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+func acceptNonblock(fd int) (int, syscall.Sockaddr, error) {
+	return syscall.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 }
 
 // deferPort: IP_BIND_ADDRESS_NO_PORT, ip(7). bind would reserve a port for every destination at
@@ -521,6 +544,18 @@ func isTerminal(file *os.File) bool {
 		terminal = err == nil
 	})
 	return terminal
+}
+
+// widenPipe: F_SETPIPE_SZ, fcntl(2). A pipe holds 64 KiB else, and still does where the call fails:
+// on what is no pipe, or if this user's pipes hold too much already (pipe(7)).
+func widenPipe(pipe *os.File, size int) {
+	raw, err := pipe.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) {
+		unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size)
+	})
 }
 
 // terminalEOFDelay: an EOF of a terminal is what somebody has typed.

@@ -104,6 +104,8 @@ func (p *selector) change(s socket, was, want readiness) error {
 	return nil
 }
 
+func (p *selector) forget(s socket) { delete(p.watched, s) }
+
 // wait: select, and beside what that finds, what is in doubt.
 func (p *selector) wait(events []event, ms int) (int, error) {
 	p.fillSets()
@@ -653,6 +655,9 @@ func isTerminal(file *os.File) bool {
 	})
 	return terminal
 }
+
+// widenPipe: whoever makes a pipe says how much it holds (CreatePipe).
+func widenPipe(*os.File, int) {}
 
 // terminalEOFDelay: Ctrl-C ends a read of the console as an EOF would, and the signal comes a
 // moment later. CPython waits as long for it (read_console_w in its Modules/_io/winconsoleio.c).

@@ -3,10 +3,9 @@ package main
 import (
 	"net/netip"
 	"os"
+	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // What Linux alone lets a test see of its sockets.
@@ -26,7 +25,7 @@ func TestDeferredPort(t *testing.T) {
 	p := newPlatform(t)
 	to := netip.MustParseAddrPort("127.0.0.1:9")
 	s := p.opened(to, netip.MustParseAddr("127.0.0.5"))
-	sa, err := unix.Getsockname(int(s))
+	sa, err := syscall.Getsockname(int(s))
 	p.must("getsockname", err)
 	want := netip.MustParseAddrPort("127.0.0.5:0")
 	if addrPort(sa) != want {

@@ -132,7 +132,7 @@ func (p platform) watch(s socket, want readiness) {
 // shut closes s.
 func (p platform) shut(s socket) {
 	p.Helper()
-	p.watch(s, 0)
+	p.forget(s)
 	delete(p.watched, s)
 	p.must("close", p.net.close(s))
 }

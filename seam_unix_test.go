@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -73,8 +74,8 @@ func TestConnectToItself(t *testing.T) {
 	s := p.opened(own, netip.Addr{})
 	sa, err := sockaddr(own)
 	p.must("sockaddr", err)
-	p.must("bind", unix.Bind(int(s), sa))
-	sa, err = unix.Getsockname(int(s))
+	p.must("bind", syscall.Bind(int(s), sa))
+	sa, err = syscall.Getsockname(int(s))
 	p.must("getsockname", err)
 	own = addrPort(sa)
 	err = p.net.connect(s, own)

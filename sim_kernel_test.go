@@ -985,6 +985,15 @@ func (p simPoller) change(num socket, was, want readiness) error {
 	return nil
 }
 
+// forget is change to nothing, which says nothing of what was asked for before.
+func (p simPoller) forget(num socket) {
+	s := p.k.enter("forget", num)
+	s.armed = 0
+	if p.k.trace != nil {
+		p.k.logf("forget(%d)", num)
+	}
+}
+
 func (p simPoller) close() error {
 	k := p.k
 	for _, s := range k.socks {

@@ -119,6 +119,13 @@ func (k *stage) change(s socket, was, want readiness) error {
 	return nil
 }
 
+func (k *stage) forget(s socket) {
+	if k.socks[s] == nil {
+		k.t.Errorf("forget %v, which is closed", s)
+	}
+	delete(k.watched, s)
+}
+
 func (k *stage) ready(a *actor) (ready readiness) {
 	if len(a.in) > 0 || a.fin || a.reset != nil && !a.spent || a.listener && len(k.arrive) > 0 {
 		ready |= readable

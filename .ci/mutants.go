@@ -742,6 +742,9 @@ func (r *rig) compile(binary string, changed map[string]string) (messages string
 	for name, text := range changed {
 		written := filepath.Join(dir, name)
 		must(os.WriteFile(written, []byte(text), 0o600))
+		if name == "poller_darwin.go" {
+			must(exec.Command("sed", "-i", "-f", ".ci/rig/xnu.sed", written).Run())
+		}
 		for to, from := range replace {
 			if filepath.Base(from) == name {
 				name = filepath.Base(to) // kqueue's backend is in epoll's place

@@ -10,6 +10,7 @@ package unix
 import (
 	"encoding/binary"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -291,13 +292,13 @@ func Close(fd int) error {
 	return closeDescriptor(fd)
 }
 
-// Accept: on BSD an accepted socket inherits O_NONBLOCK.
-func Accept(fd int) (int, Sockaddr, error) {
+// AcceptInheriting takes the place of syscall.Accept: on BSD an accepted socket inherits O_NONBLOCK.
+func AcceptInheriting(fd int) (int, syscall.Sockaddr, error) {
 	flags, err := FcntlInt(uintptr(fd), F_GETFL, 0)
 	if err != nil {
 		return -1, nil, err
 	}
-	return Accept4(fd, flags&O_NONBLOCK)
+	return syscall.Accept4(fd, flags&O_NONBLOCK)
 }
 
 // ---- Sockets ----
@@ -365,18 +366,18 @@ func GetsockoptInt(fd, level, opt int) (int, error) {
 	return n, nil
 }
 
-// Connect: no IPv4 socket may connect to itself.
-func Connect(fd int, sa Sockaddr) error {
-	to, isIPv4 := sa.(*SockaddrInet4)
+// ConnectElsewhere takes the place of syscall.Connect: no IPv4 socket may connect to itself.
+func ConnectElsewhere(fd int, sa syscall.Sockaddr) error {
+	to, isIPv4 := sa.(*syscall.SockaddrInet4)
 	if isIPv4 {
-		own, err := Getsockname(fd)
+		own, err := syscall.Getsockname(fd)
 		if err != nil {
 			return err
 		}
-		from, _ := own.(*SockaddrInet4)
+		from, _ := own.(*syscall.SockaddrInet4)
 		if from != nil && from.Addr == to.Addr && from.Port == to.Port {
 			return EINVAL
 		}
 	}
-	return connectAnywhere(fd, sa)
+	return syscall.Connect(fd, sa)
 }

@@ -27,24 +27,33 @@ func newPoller() (poller, error) {
 	return p, nil
 }
 
-// change makes no system call. What is watched for nothing leaves the list, and the last entry takes
-// its place: an entry with no events would still report its hang-up, for ever.
+// change makes no system call. What is watched for nothing leaves the list: an entry with no events
+// would still report its hang-up, for ever.
 func (p *pollList) change(s socket, was, want readiness) error {
 	place, known := p.places[s]
 	switch {
-	case !known:
-		p.places[s] = len(p.fds)
-		p.fds = append(p.fds, unix.PollFd{Fd: int32(s), Events: asked(want)})
-	case want != 0:
+	case want == 0:
+		p.forget(s)
+	case known:
 		p.fds[place].Events = asked(want)
 	default:
-		last := len(p.fds) - 1
-		p.fds[place] = p.fds[last]
-		p.places[socket(p.fds[place].Fd)] = place
-		p.fds = p.fds[:last]
-		delete(p.places, s)
+		p.places[s] = len(p.fds)
+		p.fds = append(p.fds, unix.PollFd{Fd: int32(s), Events: asked(want)})
 	}
 	return nil
+}
+
+// forget takes s out of the list. The last entry takes its place.
+func (p *pollList) forget(s socket) {
+	place, known := p.places[s]
+	if !known {
+		return
+	}
+	last := len(p.fds) - 1
+	p.fds[place] = p.fds[last]
+	p.places[socket(p.fds[place].Fd)] = place
+	p.fds = p.fds[:last]
+	delete(p.places, s)
 }
 
 // asked is a readiness in the words of poll(2).
