@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -444,9 +445,9 @@ func TestNamesSearch(t *testing.T) {
 		return
 	}
 	port := echoPair(t)
-	var exists string // set while no process runs
+	var exists atomic.Value // the only name that there is
 	s := newNameServer(t, "127.0.0.1", func(q question) []byte {
-		if q.name == exists {
+		if q.name == exists.Load() {
 			return loopbacksUp(q)
 		}
 		return q.reply(3)
@@ -463,7 +464,7 @@ func TestNamesSearch(t *testing.T) {
 		{"domain one.test", "www", "www.one.test", "www.one.test"},
 		{"", "www", "www", "www"},
 	} {
-		exists = test.exists
+		exists.Store(test.exists)
 		etc(t, "resolv.conf", "nameserver 127.0.0.1\n"+test.conf+"\n")
 		r, _ := faultRun(t, "-4", test.host, port, "hello")
 		if test.exists == "" {
