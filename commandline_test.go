@@ -245,7 +245,7 @@ func TestDefaults(t *testing.T) {
 	}
 	if base.connectTimeout != 3500*time.Millisecond || base.ioTimeout != 5500*time.Millisecond ||
 		base.until != untilEcho || base.n != 1 || base.count != 1 || base.every != 0 ||
-		base.progress != 0 || base.source.IsValid() || base.family != "ip" {
+		base.progress != 0 || base.from.IsValid() || base.family != "ip" {
 		t.Errorf("the defaults are %+v", base)
 	}
 	for flags, field := range map[string]string{
@@ -258,7 +258,7 @@ func TestDefaults(t *testing.T) {
 		"-count 5":               "count",
 		"-every 1ms -count 1":    "every",
 		"-progress 1s":           "progress",
-		"-source ::1":            "source",
+		"-source ::1":            "from",
 		"-4":                     "family",
 		"-6=true":                "family",
 		"-v":                     "verbose",

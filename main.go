@@ -243,7 +243,8 @@ type seat struct {
 // is closed while events of the same batch are still to be looked at.
 //
 // Whoever changes a machine from outside touches its seat. That is all there is to remember:
-// interest and deadline are asked after each step, and nobody else changes what is waited for.
+// interest and deadline are asked after each step, and what is waited for changes nowhere else,
+// but that a socket which is released is waited for no more.
 type loop struct {
 	poller  poller
 	sockets sockets
@@ -354,8 +355,9 @@ func (l *loop) callMail() {
 // touchOverdue touches the seats that are due, as if all that they wait for had come. So a machine
 // takes a last look at its socket before it gives up: something may have come that wait did not
 // bring, since the batch was full, or since this process was stopped before it read the clock.
-// Every seat is asked, but only when the earliest deadline has passed. Those that are due count
-// again when they are armed.
+// Every seat is looked at, but only when the earliest deadline has passed. Then earliest is found
+// anew, among the seats that are not due. A seat that is due is armed after its step, and that
+// counts its next deadline.
 func (l *loop) touchOverdue() {
 	if l.now < l.earliest {
 		return
@@ -370,21 +372,11 @@ func (l *loop) touchOverdue() {
 	}
 }
 
-// stepTouched lets the machines of the touched seats take their steps. The list grows meanwhile,
-// since a step can touch another seat, and hands its own over by touching it.
+// stepTouched lets the machines of the touched seats take their steps. The list grows meanwhile:
+// a step can seat another machine, or hand its own seat over, and both are touched.
 func (l *loop) stepTouched() {
 	for i := 0; i < len(l.touched); i++ {
-		s := l.touched[i]
-		ready := s.ready
-		s.ready = 0
-		s.touched = false
-		if s.machine != nil {
-			s.machine.step(ready)
-		}
-		stepsAgain := s.touched // it was handed over, and is armed after the next machine's step
-		if s.machine != nil && !stepsAgain {
-			s.arm()
-		}
+		l.touched[i].step()
 	}
 	clear(l.touched)
 	l.touched = l.touched[:0]
@@ -431,6 +423,21 @@ func (s *seat) touch(ready readiness) {
 	if !s.touched {
 		s.touched = true
 		s.loop.touched = append(s.loop.touched, s)
+	}
+}
+
+// step lets the machine take a step, and then waits for what it wants. A seat that was handed over
+// meanwhile is touched again, so its next machine takes a step too, and is asked after that.
+func (s *seat) step() {
+	ready := s.ready
+	s.ready = 0
+	s.touched = false
+	if s.machine == nil { // given up since it was touched
+		return
+	}
+	s.machine.step(ready)
+	if s.machine != nil && !s.touched {
+		s.arm()
 	}
 }
 
@@ -554,6 +561,28 @@ func shortened(text string) string {
 func printable(word string) string {
 	text := strconv.QuoteToASCII(word)
 	return strings.ReplaceAll(text[1:len(text)-1], `\"`, `"`)
+}
+
+// failure is why something went wrong. Failures of one operation and status are counted together.
+type failure struct {
+	op  string
+	err error // all that is said
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+
+// called is the failure of a call on a socket, whose name stands before the error.
+func called(op string, err error) *failure {
+	return &failure{op, fmt.Errorf("%s: %w", op, withoutCall(op, err))}
+}
+
+// withoutCall is err without the name of the call that op is about.
+func withoutCall(op string, err error) error {
+	call, ok := err.(*os.SyscallError)
+	if ok && call.Syscall == op {
+		return call.Err
+	}
+	return err
 }
 
 // ---- The echo server ----
@@ -743,14 +772,16 @@ func (c *served) end(f *failure) {
 // ---- What flows ----
 
 // source is what there is to send on one connection: a stream, whose bytes are known by their
-// offsets. There are two: the MESSAGEs, and standard input.
+// offsets. There are two: the MESSAGEs, and standard input. At any time
 //
-//	0 ......... settled ......... sent ......... end .........
-//	  needed no    |   may have    |   taken in,   |  not there
-//	  more         |   to be read  |   not yet     |  yet
-//	               |   again       |   sent        |
+//	0 <= settled <= sent <= end
 //
-// In echo a byte is settled when it is back and was compared, in eof when it is sent.
+//	bytes before settled    are needed no more
+//	from settled to sent    are sent, and kept to be compared with what comes back
+//	from sent to end        are taken in, and not sent yet
+//	from end on             are not there yet
+//
+// In echo a byte is settled when it is back and was compared, in eof as soon as it is sent.
 type source interface {
 	// refill takes in what can be had. No byte before settled is needed any more.
 	refill(settled int64)
@@ -893,7 +924,8 @@ func (in *input) readBeside(gap []byte) {
 }
 
 // gap is where the next read goes: room for a full read, or all there is up to the end of the ring.
-// Else there is none yet, and more room comes as bytes are settled.
+// Less is not worth a read, and more comes as bytes are settled. When all are, the whole ring is
+// free, so this never waits for nothing.
 func (in *input) gap(settled int64) []byte {
 	size := int64(len(in.ring))
 	free := settled + size - in.taken
@@ -1013,35 +1045,13 @@ const (
 	exitLocal                 // standard input or output, nothing to send, too many open files
 )
 
-// failure is why something went wrong. Failures of one operation and status are counted together.
-type failure struct {
-	op  string
-	err error // all that is said
-}
-
-func (f *failure) Error() string { return f.err.Error() }
-
-// called is the failure of a call on a socket, whose name stands before the error.
-func called(op string, err error) *failure {
-	return &failure{op, fmt.Errorf("%s: %w", op, withoutCall(op, err))}
-}
-
-// withoutCall is err without the name of the call that op is about.
-func withoutCall(op string, err error) error {
-	call, ok := err.(*os.SyscallError)
-	if ok && call.Syscall == op {
-		return call.Err
-	}
-	return err
-}
-
 // half is the state of one direction of a connection.
 type half uint8
 
 const (
 	isOpen   half = iota
 	hasEnded      // by a FIN: ours is out, or the peer's is read
-	isBroken      // by an error; if out is, what the peer sent before may still be there to read
+	isBroken      // by an error; where only out is, what the peer sent before can still be read
 )
 
 // facts are all that a verdict rests on.
@@ -1049,7 +1059,7 @@ type facts struct {
 	wrong        bool       // a byte came back that was not sent (echo)
 	outputFailed bool       // standard output has failed
 	input        inputState // of the source
-	settled      bool       // all that was taken in is settled
+	allSettled   bool       // each byte that was taken in
 	acknowledged bool       // the peer's kernel has all that was sent, our FIN included (eof)
 	out          half       // from us to the peer
 	in           half       // from the peer to us
@@ -1074,10 +1084,10 @@ const (
 // judgeEcho is the verdict on -until echo: the first line that holds. It is asked after each step,
 // so it knows all that a turn has brought, and the order in which that came decides nothing.
 func judgeEcho(f facts) outcome {
-	gone := f.in != isOpen
+	peerGone := f.in != isOpen
 	// All that was read of standard input is back. If the next read is EOF the job was whole, and
 	// if it brings bytes the peer has gone too early. So that read is awaited, for a while.
-	mayBeWhole := f.settled && f.input == undecided && !f.inputSilent
+	mayBeWhole := f.allSettled && f.input == undecided && !f.inputSilent
 	switch {
 	case f.wrong:
 		return wrongByte
@@ -1085,11 +1095,11 @@ func judgeEcho(f facts) outcome {
 		return localFailure
 	case f.input == emptyEnd:
 		return nothingToSend
-	case f.input == ended && f.settled:
+	case f.input == ended && f.allSettled:
 		return wholeJob
-	case gone && mayBeWhole:
+	case peerGone && mayBeWhole:
 		return goOn
-	case gone:
+	case peerGone:
 		return peerEnded
 	case f.silent && f.out == isBroken: // nothing more can be read of what came before
 		return peerEnded
@@ -1316,7 +1326,7 @@ func (d *dial) connect() error {
 	sharers := len(c.addrs) - d.tried
 	d.conn.peer = netip.AddrPortFrom(c.addrs[d.tried], c.port)
 	d.tried++
-	s, err := c.loop.sockets.openSocket(d.conn.peer, c.options.source)
+	s, err := c.loop.sockets.openSocket(d.conn.peer, c.options.from)
 	if err != nil {
 		return err
 	}
@@ -1346,11 +1356,12 @@ func (d *dial) lacks() bool {
 	}
 	err := d.causes[len(d.causes)-1]
 	return errors.Is(err, errTooManyFiles) || err == errNoPort || err == errNoMemory ||
-		err == errNoAddress && d.client.options.source.IsValid()
+		err == errNoAddress && d.client.options.from.IsValid()
 }
 
-// judge is the verdict on what was never connected. The address that came furthest decides:
-// refused, then timed out, then all else. Every address is named.
+// judge is the verdict on what was never connected. The address that came furthest decides, since
+// it tells most of HOST: refused (a host has answered), then timed out, then all else. Every
+// address is named.
 func (d *dial) judge() (status int, f *failure) {
 	if d.lacks() {
 		return exitLocal, &failure{"connect", d.causes[len(d.causes)-1]}
@@ -1389,27 +1400,27 @@ func (d *dial) succeed(reset error) {
 // exchange is the machine that sends, receives and compares. It has two halves, out and in. What
 // it does only notes facts; at the end of a step one verdict is made of them.
 type exchange struct {
-	conn      *connection
-	client    *client
-	loop      *loop
-	echo      bool // -until echo; else eof
-	source    source
-	input     *input    // the source, if that is standard input
-	messages  *messages // the source, if that is the MESSAGEs
-	out       half
-	in        half
-	broke     *failure // the first that the kernel said of a half that is broken
-	blocked   bool     // the kernel has refused bytes
-	shareUsed bool     // more could be sent, but the rest of the loop has a turn first
-	wrong     *mismatch
-	outputErr error
-	idle      idleClock     // of the peer
-	inputIdle idleClock     // of standard input, once the peer has ended
-	inputEnd  int64         // end of the source when inputIdle was looked at
-	acked     int64         // offset that the peer's kernel is known to have, our FIN as one (eof)
-	ackLook   time.Duration // when to look at that again, once both halves have ended (eof)
-	moved     time.Duration // when the last byte was sent or read
-	gone      time.Duration // when the peer first was known to have ended; never: it was not
+	conn       *connection
+	client     *client
+	loop       *loop
+	echo       bool // -until echo; else eof
+	source     source
+	input      *input    // the source, if that is standard input
+	messages   *messages // the source, if that is the MESSAGEs
+	out        half
+	in         half
+	broke      *failure // the first that the kernel said of a half that is broken
+	bufferFull bool     // the kernel has refused bytes, for want of room
+	shareUsed  bool     // more could be sent, but the rest of the loop has a turn first
+	wrong      *mismatch
+	outputErr  error
+	idle       idleClock     // of the peer
+	inputIdle  idleClock     // of standard input, once the peer has ended
+	inputEnd   int64         // end of the source when inputIdle was looked at
+	acked      int64         // offset that the peer's kernel is known to have, our FIN as one (eof)
+	ackLook    time.Duration // when to look at that again, once both halves have ended (eof)
+	moved      time.Duration // when the last byte was sent or read
+	gone       time.Duration // when the peer first was known to have ended; never: it was not
 }
 
 func newExchange(conn *connection) *exchange {
@@ -1451,7 +1462,7 @@ func (x *exchange) interest() readiness {
 	if x.in == isOpen {
 		want |= readable
 	}
-	if x.blocked && x.out == isOpen {
+	if x.bufferFull && x.out == isOpen {
 		want |= writable
 	}
 	return want
@@ -1479,7 +1490,7 @@ func (x *exchange) step(ready readiness) {
 		x.receive() // settles bytes, so that the ring has room, and the next round may begin
 	}
 	if ready&writable != 0 {
-		x.blocked = false
+		x.bufferFull = false
 	}
 	x.send()      // what is there, to its end if that is reached
 	x.halfClose() // after the end (eof)
@@ -1548,7 +1559,7 @@ func (x *exchange) send() {
 		if mayTakeIn {
 			x.source.refill(x.settled())
 		}
-		if x.out != isOpen || !maySend || x.blocked || x.conn.sent == x.source.end() {
+		if x.out != isOpen || !maySend || x.bufferFull || x.conn.sent == x.source.end() {
 			return
 		}
 		share += x.write()
@@ -1564,7 +1575,7 @@ func (x *exchange) write() int {
 		x.breakOut(called("write", err))
 		return 0
 	}
-	x.blocked = n < len(p)
+	x.bufferFull = n < len(p)
 	x.conn.sent += int64(n)
 	x.client.tally.sent += int64(n)
 	if n > 0 {
@@ -1611,26 +1622,23 @@ func (x *exchange) halfClose() {
 		return
 	}
 	x.out = hasEnded
-	x.updateAcked()
 }
 
 // countAcks keeps acked (eof). An upload brings nothing back, so its one sign of life is that the
-// peer's kernel acknowledges bytes. Ours is asked for that only where it matters:
-//
-//   - Before the clock of silence starts: if all is acknowledged, nothing is owed.
-//   - When it has run out: progress since it started is a sign of life.
-//   - Once both halves have ended, every 10 ms, until the peer's kernel has all of it.
+// peer's kernel acknowledges bytes. No event tells of that: our kernel is asked in each step and,
+// once both halves have ended, every 10 ms. Where it does not say (-1), all that was sent counts as
+// acknowledged.
 func (x *exchange) countAcks() {
 	if x.echo || x.out == isBroken {
 		return
 	}
-	starts := !x.idle.owes && x.acked < x.offset()
-	hasRunOut := x.loop.now >= x.idle.deadline()
-	bothEnded := x.out == hasEnded && x.in == hasEnded
-	if starts || hasRunOut || bothEnded {
-		x.updateAcked()
+	unacknowledged, _ := x.loop.sockets.path(x.conn.seat.socket)
+	acked := x.offset() - int64(max(0, unacknowledged))
+	if acked > x.acked {
+		x.acked = acked
+		x.idle.restart(x.loop.clock())
 	}
-	if bothEnded {
+	if x.out == hasEnded && x.in == hasEnded {
 		x.ackLook = after(x.loop.clock(), ackPause)
 		x.findReset()
 	}
@@ -1642,17 +1650,6 @@ func (x *exchange) findReset() {
 	err := x.loop.sockets.pendingError(x.conn.seat.socket)
 	if err == errReset || err == errTimedOut {
 		x.breakOut(called("read", err))
-	}
-}
-
-// updateAcked asks how far the peer's kernel is. Where ours does not say (-1), all that was sent
-// counts as acknowledged.
-func (x *exchange) updateAcked() {
-	unacknowledged, _ := x.loop.sockets.path(x.conn.seat.socket)
-	acked := x.offset() - int64(max(0, unacknowledged))
-	if acked > x.acked {
-		x.acked = acked
-		x.idle.restart(x.loop.clock())
 	}
 }
 
@@ -1681,7 +1678,7 @@ func (x *exchange) peerOwes() bool {
 	if x.echo && x.in != isOpen {
 		return false // nothing more can come
 	}
-	if x.blocked || x.out == isBroken {
+	if x.bufferFull || x.out == isBroken {
 		return true
 	}
 	if x.echo {
@@ -1706,7 +1703,7 @@ func (x *exchange) facts() facts {
 		wrong:        x.wrong != nil,
 		outputFailed: x.outputErr != nil,
 		input:        x.source.state(),
-		settled:      x.settled() == x.source.end(),
+		allSettled:   x.settled() == x.source.end(),
 		acknowledged: x.acked == x.offset(),
 		out:          x.out,
 		in:           x.in,
@@ -2456,7 +2453,7 @@ type options struct {
 	count          int64 // 0: without end
 	every          time.Duration
 	progress       time.Duration // 0: no lines
-	source         netip.Addr    // invalid: the kernel chooses
+	from           netip.Addr    // the local address (-source); invalid: the kernel chooses
 	family         string        // ip, ip4 or ip6, the words of package net
 	verbose        bool
 	quiet          bool
@@ -2593,13 +2590,13 @@ func (o *options) setSource(word string) error {
 	if err != nil {
 		return errors.New("must be an IP address")
 	}
-	o.source = a.Unmap()
+	o.from = a.Unmap()
 	return nil
 }
 
 // takes: is a of the family asked for, and of that of -source?
 func (o *options) takes(a netip.Addr) bool {
-	if o.source.IsValid() && o.source.Is4() != a.Is4() {
+	if o.from.IsValid() && o.from.Is4() != a.Is4() {
 		return false
 	}
 	return o.family == "ip" || a.Is4() == (o.family == "ip4")
@@ -2745,7 +2742,7 @@ func (o *options) checkServe() error {
 		{o.every != 0, "-every"},
 		{o.progress != 0, "-progress"},
 		{o.until != untilEcho, "-until"},
-		{o.source.IsValid(), "-source"},
+		{o.from.IsValid(), "-source"},
 	} {
 		if rule.broken {
 			return fmt.Errorf("-serve does not go with %s", rule.name)
@@ -2781,7 +2778,8 @@ func versionLine() string {
 
 // ---- The report ----
 
-// byBadness are the exit statuses of connections. The worst that any of them has is the run's.
+// byBadness are the exit statuses of connections. The worst that any of them has is the run's, so
+// that no failure hides behind a lesser one.
 var byBadness = []int{
 	exitOK, exitConnect, exitConnectTimeout, exitIOTimeout, exitExchange, exitLocal,
 }

@@ -436,13 +436,14 @@ func selfConnect(to netip.Addr, err error) error {
 }
 
 // unacknowledgedBytes: SIOCOUTQ, tcp(7), which x/sys has under its number's other name. It is a
-// difference of two sequence numbers, and the FIN takes one.
+// difference of two sequence numbers, and the FIN takes one. The kernel writes 32 bits; for Go's int
+// of 64, as in x/sys's IoctlGetInt, they would be the upper half on a big-endian machine.
 func unacknowledgedBytes(fd int) int {
-	n, err := unix.IoctlGetInt(fd, unix.TIOCOUTQ)
+	n, err := unix.IoctlGetUint32(fd, unix.TIOCOUTQ)
 	if err != nil {
 		return -1
 	}
-	return n
+	return int(n)
 }
 
 // retransmittedSegments: TCP_INFO, tcp(7).

@@ -115,7 +115,7 @@ func (s *simulation) sawAttempt(to netip.AddrPort, from netip.Addr) *simConn {
 	if len(s.conns) > s.o.n || s.o.serve {
 		k.fail("a connection too many: %d", len(s.conns))
 	}
-	if from != s.o.source {
+	if from != s.o.from {
 		k.fail("the local address is %v, not that of -source", from)
 	}
 	if c.tried >= len(s.addrs) || to != netip.AddrPortFrom(s.addrs[c.tried], s.port) {
@@ -153,7 +153,7 @@ func (c *simConn) sawFailedAttempt(err error) {
 	c.causes = append(c.causes, err)
 	s.failing = nil
 	local := errors.Is(err, errTooManyFiles) || err == errNoPort || err == errNoMemory ||
-		err == errNoAddress && s.o.source.IsValid()
+		err == errNoAddress && s.o.from.IsValid()
 	switch {
 	case local:
 		c.verdict = &simVerdict{status: exitLocal, words: []string{simOwnWords(err)}}

@@ -362,7 +362,7 @@ func (s *simulation) usable(addrs []netip.Addr) (left []netip.Addr) {
 	for _, a := range addrs {
 		a = a.Unmap()
 		fits := s.o.family == "ip" || a.Is4() == (s.o.family == "ip4")
-		if s.o.source.IsValid() && s.o.source.Is4() != a.Is4() {
+		if s.o.from.IsValid() && s.o.from.Is4() != a.Is4() {
 			fits = false
 		}
 		if fits && !slices.Contains(left, a) && len(left) < 128 {
@@ -1114,7 +1114,11 @@ func FuzzSim(f *testing.F) {
 
 // TestSimReplays: a seed is worth nothing if it does not replay.
 func TestSimReplays(t *testing.T) {
-	for seed := range uint64(100) {
+	seeds := uint64(100)
+	if testing.Short() {
+		seeds = 10
+	}
+	for seed := range seeds {
 		var logs [2]bytes.Buffer
 		for i := range logs {
 			newSimulation(simChance{state: seed}, int(seed%3), &logs[i]).run()

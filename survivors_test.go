@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -35,7 +36,6 @@ type stage struct {
 	listening int
 	busy      map[string]error // why an address cannot be listened at
 	calls     []string         // with their sizes
-	asked     int              // for the path
 	interrupt func(status int) // as a signal would
 	joined    bool             // whoever connects meets the listener
 }
@@ -91,7 +91,7 @@ func (k *stage) call(what string, args ...any) {
 // in has something happen after d.
 func (k *stage) in(d time.Duration, does func()) {
 	k.plans = append(k.plans, plan{k.now + d, does})
-	slices.SortStableFunc(k.plans, func(a, b plan) int { return int(a.at - b.at) })
+	slices.SortStableFunc(k.plans, func(a, b plan) int { return cmp.Compare(a.at, b.at) })
 }
 
 // due does what is due by now.
@@ -290,7 +290,6 @@ func (k *stage) pendingError(s socket) error {
 }
 
 func (k *stage) path(s socket) (unacknowledged, retransmits int) {
-	k.asked++
 	return k.socks[s].unacked, k.socks[s].resent
 }
 
@@ -530,6 +529,10 @@ func TestActs(t *testing.T) {
 	all := ""
 	for _, a := range slices.Concat(dialActs, echoActs, eofActs, roundActs, manyActs, serverActs) {
 		t.Run(a.name, func(t *testing.T) {
+			if strings.Contains(a.name, "zone") {
+				faulty(t, "qemu", "some targets know no interfaces")
+				faulty(t, "qemu-mips", "some targets know no interfaces")
+			}
 			text := a.text(t)
 			all += text
 			before, _, found := strings.Cut(string(written), text)
@@ -1201,20 +1204,6 @@ func TestFigures(t *testing.T) {
 	all := s.key("rtt", false)
 	if one != " rtt_ms=0.00" || all != " rtt_ms=0.00/494.93/989.86/1000.00" {
 		t.Errorf("%q, %q", one, all)
-	}
-}
-
-// TestPathAskedSeldom: a long upload does not ask at every step what is acknowledged.
-func TestPathAskedSeldom(t *testing.T) {
-	k := newStage(t)
-	upload := play(regularFile, []string{strings.Repeat("x", 20<<20)}, func(c *actor) {
-		c.accepts(0)
-		c.takes = func(p []byte) { c.acks(2*stageCall, len(p)) }
-		c.ends = func() { c.acks(50*stageCall, 1).finishes(100 * stageCall) }
-	})
-	_, status, lines := act{"", "-until eof 192.0.2.1 7", upload}.runOn(k)
-	if status != 0 || k.asked > 10 {
-		t.Errorf("status %d, asked %d times: %s", status, k.asked, lines)
 	}
 }
 

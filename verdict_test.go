@@ -80,7 +80,7 @@ func verdictWords(f facts) []string {
 	inputs := []string{"goesOn", "undecided", "ended", "empty", "failed"}
 	halves := []string{"open", "ended", "broken"}
 	return []string{
-		yes(f.wrong), yes(f.outputFailed || f.input == failed), inputs[f.input], yes(f.settled),
+		yes(f.wrong), yes(f.outputFailed || f.input == failed), inputs[f.input], yes(f.allSettled),
 		yes(f.acknowledged), halves[f.out], halves[f.in], yes(f.silent), yes(f.inputSilent),
 	}
 }
@@ -93,7 +93,7 @@ func everyFacts(check func(f facts)) {
 			for out := isOpen; out <= isBroken; out++ {
 				for in := isOpen; in <= isBroken; in++ {
 					check(facts{
-						wrong: bits(n, 0), outputFailed: bits(n, 1), settled: bits(n, 2),
+						wrong: bits(n, 0), outputFailed: bits(n, 1), allSettled: bits(n, 2),
 						acknowledged: bits(n, 3), silent: bits(n, 4), inputSilent: bits(n, 5),
 						input: input, out: out, in: in,
 					})
