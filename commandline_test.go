@@ -109,6 +109,8 @@ var usageErrors = []struct {
 	{"---v 127.0.0.1 7 x", "---v"},
 	// what does not go together
 	{"-4 -6 127.0.0.1 7 x", "-4 and -6"},
+	{"-4 -source ::1 h 7 x", "-source ::1"},
+	{"-6 -source 192.0.2.1 h 7 x", "-source 192.0.2.1"},
 	{"-q -v 127.0.0.1 7 x", "-q and -v"},
 	{"-q -v", "-q and -v"},
 	{"-v -q -serve 7", "-q and -v"},

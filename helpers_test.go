@@ -659,19 +659,9 @@ func (s *seenLines) add(l resultLine) {
 	s.lines = append(s.lines, l)
 }
 
-// awkScript reads result lines as an operator's script would. A cause can hold spaces, and is the
-// end of the line; no other value can.
-const awkScript = `
-/^echomux: / {
-	cause = ""
-	if (start = index($0, " error=\"")) {
-		cause = substr($0, start + 8, length($0) - start - 8)
-		$0 = substr($0, 1, start - 1)
-	}
-	printf "%s %s", $2, $3
-	for (i = 4; i <= NF; i++) { split($i, pair, "="); printf " %s %s", pair[1], pair[2] }
-	print " cause " cause
-}`
+// awkScript reads result lines as an operator's script does. A cause can hold spaces, and is the end
+// of the line; no other value can.
+const awkScript = "doc/recipes/lines.awk"
 
 // forAwk is what awkScript makes of the line.
 func (l resultLine) forAwk() string {
@@ -701,7 +691,7 @@ func (s *seenLines) readByAwk() error {
 		in.WriteString(l.text + "\n")
 		want.WriteString(l.forAwk())
 	}
-	command := exec.Command(awk, awkScript)
+	command := exec.Command(awk, "-f", awkScript)
 	command.Env = append(os.Environ(), "LC_ALL=C")
 	command.Stdin = strings.NewReader(in.String())
 	got, err := command.Output()

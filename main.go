@@ -1,5 +1,5 @@
 // Echomux proves a TCP path end to end: it connects within a time limit, sends data, reads it back
-// from an echo server, compares every byte, and says in one line and one exit status what happened.
+// from an echo server, compares every byte, and says in a line and an exit status what happened.
 //
 //	echomux                                  the recipe: both ends in one loop, every step shown
 //	echomux [flags] HOST PORT [MESSAGE ...]  prove the path, with standard input if no MESSAGE
@@ -9,10 +9,11 @@
 //
 // A socket in non-blocking mode connects once. Then it writes until the kernel takes no more, and
 // reads whatever is back, both directions at once. When all is back it half-closes, waits a moment
-// for the peer's FIN, and closes. One goroutine does all that, in one loop around one poller. Other
+// for the peer's FIN, and closes. (With -until eof it half-closes when all is sent, and the peer's
+// FIN is part of the job.) One goroutine does all that, in one loop around one poller. Other
 // goroutines do only what blocks and cannot be waited for otherwise: they resolve a name, read
 // standard input, wait for a signal. The first two decide nothing, and post what they got to the
-// loop. A signal ends the process.
+// loop. A signal's ends the process.
 //
 // # The words
 //
@@ -47,14 +48,14 @@
 //
 // # The rooms
 //
-// The contract is what a kernel has to offer. The loop waits, and lets machines take steps. The
-// echo server shows both at work. What flows, and the verdict, are what the client rests on:
-// sources of bytes, their comparison, the clock of silence, and one pure function that decides. A
-// connection of the client is up to three machines, one after the other, on one socket. Then come
-// names, the run of one command line, the command line itself, and the report. Beside the contract
-// stands one poller_<os>.go for each system.
+// The contract is what a kernel has to offer. The loop waits, and lets machines take steps. After
+// the log, the echo server shows both at work. What flows, and the verdict, are what the client
+// rests on: sources of bytes, their comparison, the clock of silence, and one pure function that
+// decides. A connection of the client is up to three machines, one after the other, in one seat of
+// the loop. Then come names, the run of one command line, the command line itself, and the report.
+// Beside the contract stands one poller_<os>.go for each system.
 //
-// Left out on purpose: TLS, UDP, proxies, edge triggering, a second thread.
+// Left out on purpose: TLS, UDP, proxies, edge triggering, a second loop.
 package main
 
 import (
@@ -111,17 +112,17 @@ type event struct {
 // hung up. While connect is pending it is watched for writable alone, since on kqueue a filter for
 // reading can take the error away.
 type poller interface {
-	// change replaces was, what s has been watched for, by want. The two differ. A socket that is
-	// watched for nothing is out of the poller, or its hang-up would be reported for ever.
+	// change has s watched for want. It was watched for was until now, and the two differ. A socket
+	// that is watched for nothing is out of the poller, or its hang-up would be reported for ever.
 	change(s socket, was, want readiness) error
 
-	// forget is change to nothing for a socket that is closed at once after it: a kernel that keeps
-	// the list drops a closed socket by itself.
+	// forget takes s out of the poller, before it is closed. Where the kernel keeps the list of
+	// what is watched, that needs no call: closing the socket takes it out.
 	forget(s socket)
 
 	// wait blocks for at most ms milliseconds, or without a limit if ms is -1, and fills events.
-	// No event and no error mean only "look at the clock": a timeout, a signal to this thread and
-	// a wake-up look alike. Errors and hang-ups are folded into the readiness that was asked for.
+	// No event and no error mean only "look around": a timeout, a signal to this thread and a
+	// wake-up look alike. Errors and hang-ups are folded into the readiness that was asked for.
 	wait(events []event, ms int) (n int, err error)
 
 	// wake makes the present wait return, or the next one if nobody waits. Wake-ups do not add up:
@@ -132,8 +133,8 @@ type poller interface {
 }
 
 // sockets are the system's TCP sockets. Once setNonblock was called no call blocks, and what listen
-// and accept return is non-blocking from the start. A failure is one of the errors below, an
-// os.SyscallError that names the call really made, or says which zone there is not.
+// and accept return is non-blocking from the start. A failure is io.EOF of read, one of the errors
+// below, an os.SyscallError that names the call really made, or says which zone there is not.
 type sockets interface {
 	// openSocket makes a socket of to's family, still in blocking mode, with TCP_NODELAY and
 	// SO_OOBINLINE set (urgent data would leave the stream). A valid from becomes its local
@@ -174,7 +175,7 @@ var (
 	errReset        = errors.New("connection reset by peer")
 	errRefused      = errors.New("connection refused")
 	errTimedOut     = errors.New("timed out")
-	errNoAddress    = errors.New("cannot assign requested address") // it is not of this machine
+	errNoAddress    = errors.New("cannot assign requested address") // not of this machine, or kernel
 	errNoPort       = errors.New("no local port is free")
 	errNoMemory     = errors.New("no buffer space available")
 	errTooManyFiles = errors.New("too many open files")
@@ -185,18 +186,18 @@ type inputKind uint8
 
 const (
 	otherInput    inputKind = iota // a pipe, a socket, a device: a read may wait for somebody
-	regularFile                    // with a size above 0: a read waits for nobody
+	regularFile                    // with a size above 0: its bytes are there
 	terminalInput                  // somebody types
 )
 
-// These assertions list what else a new system has to define.
+// The compiler checks with these lines that a system defines the rest, and they do nothing else.
 var (
 	_ sockets                       = system{}
 	_ func() (poller, error)        = newPoller
 	_ func() func() time.Duration   = newClock    // monotonic, finer than 0.1 ms
 	_ func() *net.Resolver          = newResolver // of this system
 	_ func(file *os.File) inputKind = kindOfInput
-	_ func(pipe *os.File, size int) = widenPipe        // has it hold so many bytes, if it can
+	_ func(pipe *os.File, size int) = widenPipe        // has it hold that many bytes, if it can
 	_ func(err error) bool          = readerGone       // is err that of a pipe without a reader?
 	_ time.Duration                 = terminalEOFDelay // an EOF of a terminal is believed after it
 	_ [3]os.Signal                  = [...]os.Signal{sigTerm, sigHup, sigPipe}
@@ -214,7 +215,7 @@ type machine interface {
 	step(ready readiness)
 
 	interest() readiness     // what the socket is watched for; a pure function of the state
-	deadline() time.Duration // when to step in any case, on the loop's clock; never, or atOnce
+	deadline() time.Duration // when to step even so, on the loop's clock; can be never, or atOnce
 }
 
 const (
@@ -236,11 +237,11 @@ type seat struct {
 	index   int           // of the seat in loop.seats
 }
 
-// loop is the one place that waits. A turn has two halves. First it takes in whatever has happened:
-// events of sockets, mail from other goroutines, deadlines that have passed. All of these touch a
-// seat, and no machine acts. Then the machine of each touched seat takes a step. So two events for
-// a socket become one, a machine knows all that a turn has brought when it decides, and no socket
-// is closed while events of the same batch are still to be looked at.
+// loop is the one place that waits for sockets. A turn has two halves. First it takes in whatever
+// has happened: events of sockets, mail from other goroutines, deadlines that have passed. All of
+// these touch a seat, and no machine steps. Then the machine of each touched seat takes a step. So
+// two events for a socket become one, a machine knows all that a turn has brought when it decides,
+// and no socket is closed while events of the same batch are still to be looked at.
 //
 // Whoever changes a machine from outside touches its seat. That is all there is to remember:
 // interest and deadline are asked after each step, and what is waited for changes nowhere else,
@@ -263,8 +264,10 @@ type loop struct {
 	err      error                    // of the poller, which ended the loop
 	watching func(machine, readiness) // is told of each new interest; nil: nobody is
 
-	// turning is held while a turn goes on, and released in what may block: the poller, a write to
-	// standard output, a read of a regular file. A signal's goroutine takes it, to report.
+	// turning is for one other goroutine alone, that of a signal, which takes it to report and to
+	// end the process. The loop holds it at all times, but for what can be stuck: the poller, a
+	// write to standard output, a read of a regular file. (A log to standard error is not among
+	// them, since the report would be stuck there too.)
 	turning sync.Mutex
 
 	mailbox sync.Mutex // guards the two below
@@ -326,7 +329,7 @@ func (l *loop) waitMs() int {
 	return int((left + time.Millisecond - 1) / time.Millisecond)
 }
 
-// unlocked calls f, which may block, without turning.
+// unlocked calls f, which can be stuck, while turning is free.
 func (l *loop) unlocked(f func()) {
 	l.turning.Unlock()
 	defer l.turning.Lock()
@@ -352,12 +355,14 @@ func (l *loop) callMail() {
 	}
 }
 
-// touchOverdue touches the seats that are due, as if all that they wait for had come. So a machine
-// takes a last look at its socket before it gives up: something may have come that wait did not
-// bring, since the batch was full, or since this process was stopped before it read the clock.
+// touchOverdue touches the seats that are due, and claims that all that they wait for has come. So
+// a machine tries its socket once more before it gives up, which costs a call that says would
+// block. But something may have come that wait did not bring: the batch was full, or this process
+// was stopped for a while after wait had returned.
+//
 // Every seat is looked at, but only when the earliest deadline has passed. Then earliest is found
-// anew, among the seats that are not due. A seat that is due is armed after its step, and that
-// counts its next deadline.
+// anew, among the seats that are not due. Those that are due take a step, and arm adds the deadline
+// that they have after it.
 func (l *loop) touchOverdue() {
 	if l.now < l.earliest {
 		return
@@ -390,7 +395,7 @@ func (l *loop) post(f func()) {
 		return
 	}
 	l.mail = append(l.mail, f)
-	if len(l.mail) == 1 { // else the wake-up for the first letter is still under way
+	if len(l.mail) == 1 { // else callMail is still to come because of the first letter
 		l.poller.wake()
 	}
 }
@@ -663,7 +668,9 @@ func (l *listener) step(ready readiness) {
 		case err == errReset: // it left while it waited in the backlog
 		case err == errWouldBlock:
 			return
-		case i > 0: // perhaps nobody waits: Linux takes a descriptor before it looks at the backlog
+		case i > 0:
+			// Perhaps nobody waits any more: Linux takes a descriptor before it looks at the
+			// backlog. If somebody does, the next step begins with this failure.
 			return
 		default:
 			l.pause(err)
@@ -871,9 +878,9 @@ const (
 )
 
 // input is the source that streams standard input. A full ring stops it, so memory stays constant.
-// A regular file is read by the loop itself, since it makes nobody wait for a peer. Anything else
-// is read by a goroutine, which posts what it got: a console cannot be polled everywhere, and
-// O_NONBLOCK would stay behind in the user's shell.
+// A regular file is read by the loop itself, since its bytes are there. Anything else may wait for
+// somebody, and is read by a goroutine, which posts what it got: a console cannot be polled
+// everywhere, and O_NONBLOCK would stay behind in the user's shell.
 type input struct {
 	loop    *loop
 	seat    *seat // that waits for the bytes
@@ -923,9 +930,9 @@ func (in *input) readBeside(gap []byte) {
 	})
 }
 
-// gap is where the next read goes: room for a full read, or all there is up to the end of the ring.
-// Less is not worth a read, and more comes as bytes are settled. When all are, the whole ring is
-// free, so this never waits for nothing.
+// gap is where the next read goes. It ends at the end of the ring, where the read after it begins
+// anew, and has room for a full read else: less is not worth one, and more comes as bytes are
+// settled. When all are, the whole ring is free, so there is a gap.
 func (in *input) gap(settled int64) []byte {
 	size := int64(len(in.ring))
 	free := settled + size - in.taken
@@ -972,8 +979,8 @@ type mismatch struct {
 	got     byte  // what came back
 }
 
-// compare counts the bytes of p that are those of the stream from offset from on, of which the
-// bytes before sent have been sent. The first that is not is described.
+// compare holds p, which came back, against what was sent from offset from on, up to offset sent.
+// It counts the bytes that agree, and describes the first that does not.
 func compare(p []byte, src source, from, sent int64) (good int, wrong *mismatch) {
 	for good < len(p) {
 		at := from + int64(good)
@@ -1009,7 +1016,7 @@ func (m *mismatch) Error() string {
 // ---- Silence and verdict ----
 
 // idleClock measures the silence of somebody who owes something. It starts when the debt begins,
-// and again with every sign of life.
+// and again with every sign of life, as soon as that is seen.
 type idleClock struct {
 	limit time.Duration // the longest silence; 0: any
 	owes  bool
@@ -1034,15 +1041,15 @@ func (c *idleClock) deadline() time.Duration {
 	return after(c.since, c.limit)
 }
 
-// Exit statuses. A signal's is 128 and its number.
+// Exit statuses. Where a signal leaves something undone, it is 128 and the signal's number.
 const (
-	exitOK             = iota // every connection did its whole job
+	exitOK             = iota // every connection did its whole job; -serve was asked to end
 	exitExchange              // reset, closed early, a byte differs, more came back than was sent
 	exitUsage                 // the command line
 	exitConnect               // no such name, refused, unreachable, connected to itself
 	exitConnectTimeout        // the name's resolution included
 	exitIOTimeout             // silence while the peer owed something
-	exitLocal                 // standard input or output, nothing to send, too many open files
+	exitLocal                 // standard input or output, or this machine lacks something
 )
 
 // half is the state of one direction of a connection.
@@ -1082,11 +1089,12 @@ const (
 )
 
 // judgeEcho is the verdict on -until echo: the first line that holds. It is asked after each step,
-// so it knows all that a turn has brought, and the order in which that came decides nothing.
+// so it knows all that a turn has brought, and in which order that came decides nothing.
 func judgeEcho(f facts) outcome {
 	peerGone := f.in != isOpen
-	// All that was read of standard input is back. If the next read is EOF the job was whole, and
-	// if it brings bytes the peer has gone too early. So that read is awaited, for a while.
+	// The peer can have gone at the right time: all that was read of standard input is back. If the
+	// next read of it is EOF the job is whole, and if that brings bytes the peer went too early. So
+	// that read is awaited, until inputSilent.
 	mayBeWhole := f.allSettled && f.input == undecided && !f.inputSilent
 	switch {
 	case f.wrong:
@@ -1156,7 +1164,7 @@ const (
 )
 
 // starter is the machine that begins the connections, a few in a turn. The poller is looked at in
-// between, so that no connection's time holds that of starting all the others.
+// between, so that the time measured for one is not that of starting all the others.
 type starter struct {
 	client *client
 	seat   *seat
@@ -1247,8 +1255,8 @@ func (c *connection) noteRetransmits() {
 	}
 }
 
-// dial is the machine that connects: to one address after the other, until one answers. It waits
-// for writability, which is how a kernel says that connect is done.
+// dial is the machine that connects: to one address after the other, each with a new socket, until
+// one connects. It waits for writability, which is how a kernel says that connect is done.
 type dial struct {
 	conn   *connection
 	client *client
@@ -1283,13 +1291,17 @@ func (d *dial) step(ready readiness) {
 		// (RFC 9293 section 3.5, simultaneous open): a perfect, false echo.
 		err = errSelf
 	}
-	if err == nil || err == errReset {
+	switch err {
+	case nil:
 		d.conn.log.printf("connected %v to %v", local, d.conn.peer)
+		d.succeed(nil)
+	case errReset: // there was a connection
+		d.conn.log.printf("connected to %v", d.conn.peer)
 		d.succeed(err)
-		return
+	default:
+		d.noteCause(err)
+		d.connectNext()
 	}
-	d.noteCause(err)
-	d.connectNext()
 }
 
 // noteCause keeps why the present address has failed.
@@ -1300,7 +1312,8 @@ func (d *dial) noteCause(err error) {
 }
 
 // connectNext goes on to the next address that can be begun with. Without one the connection has
-// failed, and if this machine lacks something, all that were not begun yet would fail alike.
+// failed. If this machine lacks something, the run ends: all that were not begun yet would fail
+// alike, and are counted so, and those under way stay unfinished.
 func (d *dial) connectNext() {
 	for d.tried < len(d.client.addrs) && !d.lacks() {
 		err := d.connect()
@@ -1313,7 +1326,7 @@ func (d *dial) connectNext() {
 	d.conn.finish(status, f)
 	if d.lacks() {
 		t := d.client.tally
-		t.count(status, f, t.n-t.begun)
+		t.count(status, f, t.n-t.begun) // beside this one, which finish has counted
 		t.begun = t.n
 		d.client.loop.stopped = true
 	}
@@ -1339,8 +1352,8 @@ func (d *dial) connect() error {
 	d.conn.log.printf("switch to non-blocking mode")
 	d.began = c.loop.clock()
 	left := max(0, c.connectBy-d.began)
-	share := max(minTry, left/time.Duration(sharers))
-	d.by = after(d.began, min(left, share))
+	share := left / time.Duration(sharers)
+	d.by = after(d.began, min(left, max(share, minTry)))
 	err = c.loop.sockets.connect(s, d.conn.peer)
 	if err != nil {
 		return err
@@ -1411,7 +1424,7 @@ type exchange struct {
 	in         half
 	broke      *failure // the first that the kernel said of a half that is broken
 	bufferFull bool     // the kernel has refused bytes, for want of room
-	shareUsed  bool     // more could be sent, but the rest of the loop has a turn first
+	yields     bool     // more could be sent, but the rest of the loop has a turn first
 	wrong      *mismatch
 	outputErr  error
 	idle       idleClock     // of the peer
@@ -1456,7 +1469,8 @@ func newExchange(conn *connection) *exchange {
 	return x
 }
 
-// interest: writing is tried before it is waited for, so writable means that the kernel refused.
+// interest: writing is tried first. It is waited for only after the kernel has refused bytes, or
+// the poller would report nearly always that there is room.
 func (x *exchange) interest() readiness {
 	var want readiness
 	if x.in == isOpen {
@@ -1470,7 +1484,7 @@ func (x *exchange) interest() readiness {
 
 // deadline is the earliest end of somebody's patience, or begin of something more to do.
 func (x *exchange) deadline() time.Duration {
-	if x.shareUsed {
+	if x.yields {
 		return atOnce
 	}
 	by := min(x.idle.deadline(), x.inputIdle.deadline())
@@ -1483,8 +1497,9 @@ func (x *exchange) deadline() time.Duration {
 	return by
 }
 
-// step: what a line makes possible has to be tried below it, in the same step. No event will tell
-// of it again, and the connection would wait for ever for what has already happened.
+// step: the order of its lines is that of causes and effects. What a line makes possible is tried
+// below it, in the same step, since no event will tell of it: bytes that are settled make room for
+// input, input can be sent, the end of the input sends our FIN. Tried above, it would wait for ever.
 func (x *exchange) step(ready readiness) {
 	if ready&readable != 0 {
 		x.receive() // settles bytes, so that the ring has room, and the next round may begin
@@ -1499,8 +1514,8 @@ func (x *exchange) step(ready readiness) {
 	x.conclude()
 }
 
-// receive reads once; level triggering reports what is left. A read of 0 bytes is EOF. But a reset
-// is reported once, and if a write was told of it, reads say 0 as well.
+// receive reads once; level triggering reports what is left. A read of 0 bytes is EOF. But a kernel
+// tells of a reset only once: if a write was told, reads say 0 bytes after it, and that is no FIN.
 func (x *exchange) receive() {
 	n, err := x.loop.sockets.read(x.conn.seat.socket, x.client.buffer)
 	switch {
@@ -1524,9 +1539,9 @@ func (x *exchange) receive() {
 	}
 }
 
-// arrived compares what was read, and hands the right bytes on. The figures end here, and only
-// then standard output is written, which can block. Its slowness is none of the peer's silence, so
-// the clock starts after it.
+// arrived compares what was read, and hands the right bytes on. Times are measured up to here, and
+// only then standard output is written, which can block. Its slowness is none of the peer's
+// silence, so the clock starts after it.
 func (x *exchange) arrived(p []byte) {
 	good := len(p)
 	if x.echo {
@@ -1550,11 +1565,12 @@ func (x *exchange) arrived(p []byte) {
 // send takes in what there is and writes it, until there is no more or the kernel refuses bytes.
 // Writing makes room in the ring, or may, so each write is followed by another look at the source.
 func (x *exchange) send() {
-	// After the peer's end no other round begins. Whether standard input has ended still matters.
+	// After the peer's end no other round begins. But standard input is still read: whether it has
+	// ended too decides the verdict.
 	mayTakeIn := x.in == isOpen || x.input != nil
-	// An echo that has ended returns nothing more; in eof the peer still takes bytes.
+	// After its end an echo server returns nothing more. In eof the peer still takes bytes.
 	maySend := x.in == isOpen || !x.echo
-	x.shareUsed = false
+	x.yields = false
 	for share := 0; share < sendShare; {
 		if mayTakeIn {
 			x.source.refill(x.settled())
@@ -1564,7 +1580,7 @@ func (x *exchange) send() {
 		}
 		share += x.write()
 	}
-	x.shareUsed = true
+	x.yields = true
 }
 
 // write sends once. A short count is a refusal: the next write would only be told so.
@@ -1624,10 +1640,11 @@ func (x *exchange) halfClose() {
 	x.out = hasEnded
 }
 
-// countAcks keeps acked (eof). An upload brings nothing back, so its one sign of life is that the
-// peer's kernel acknowledges bytes. No event tells of that: our kernel is asked in each step and,
-// once both halves have ended, every 10 ms. Where it does not say (-1), all that was sent counts as
-// acknowledged.
+// countAcks keeps acked (eof): the offset before which the peer's kernel has acknowledged all. It
+// is what we have sent, less what our kernel still keeps for it; where that is not known (-1), all
+// counts as acknowledged. An upload may bring nothing back, and then this is its one sign of life.
+// No event tells of it, so it is asked in each step, of which the deadline of the clock of silence
+// brings one, and every 10 ms once both halves have ended.
 func (x *exchange) countAcks() {
 	if x.echo || x.out == isBroken {
 		return
@@ -1644,8 +1661,8 @@ func (x *exchange) countAcks() {
 	}
 }
 
-// findReset asks for an error that came after the peer's FIN, which no read reports. Others than
-// these two are the network's word on a connection that goes on trying.
+// findReset asks for an error that came after the peer's FIN, since nothing is read any more. Others
+// than these two are the network's word on a connection that goes on trying.
 func (x *exchange) findReset() {
 	err := x.loop.sockets.pendingError(x.conn.seat.socket)
 	if err == errReset || err == errTimedOut {
@@ -1653,7 +1670,7 @@ func (x *exchange) findReset() {
 	}
 }
 
-// offset is how much is out, counted as the path counts it: a FIN is one.
+// offset is how much is out. Our FIN counts as one byte, since the kernel acknowledges it so.
 func (x *exchange) offset() int64 {
 	if x.out == hasEnded {
 		return x.conn.sent + 1
@@ -1692,7 +1709,7 @@ func (x *exchange) inputOwes() bool {
 	if x.in == isOpen || x.source.state() != undecided {
 		return false
 	}
-	return x.settled() == x.source.end() // else it is we who do not ask it, or have not sent it
+	return x.settled() == x.source.end() // else there is something to do before
 }
 
 // facts are what the verdict rests on. Whether a silence is too long is judged by the begin of the
@@ -1736,7 +1753,7 @@ func (x *exchange) conclude() {
 }
 
 // startDrain half-closes after an echo, and hands over to the last machine. The job is done, and
-// only a surplus byte can change that: closing at once would reset the peer if it had one to send.
+// only a byte too many can change that. To close at once would hide it, and answer it with a reset.
 func (x *exchange) startDrain() {
 	x.conn.log.printf("shutdown: all %d bytes are back", x.conn.returned)
 	x.loop.sockets.closeWrite(x.conn.seat.socket) // if it fails, the peer has gone already
@@ -1753,7 +1770,7 @@ func (x *exchange) explain(verdict outcome) (status int, f *failure) {
 	switch verdict {
 	case wrongByte:
 		if x.wrong.surplus && x.broke != nil {
-			return exitExchange, x.broke // how much was sent by then is not known
+			return exitExchange, x.broke // a write that failed may have sent a part: that is the cause
 		}
 		return exitExchange, &failure{"compare", x.wrong}
 	case localFailure:
@@ -2023,15 +2040,16 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return s.run()
 }
 
-// startRuntimePoller has the Go runtime make its own poller, if there is room for one. The runtime
-// makes it for the first timer, say its collector's, or the first socket of package net, and ends
-// the process where descriptors have run out by then. So the sleep, which sets a timer, comes now.
+// startRuntimePoller has the Go runtime make its own poller now, while there are descriptors. It
+// makes one for the first timer, say its collector's, or the first socket of package net, and ends
+// the process if it cannot. So a trial tells first whether there is room, and then the sleep sets a
+// timer.
 func startRuntimePoller() error {
-	room, err := newPoller()
+	trial, err := newPoller()
 	if err != nil {
 		return err
 	}
-	room.close()
+	trial.close()
 	time.Sleep(time.Nanosecond)
 	return nil
 }
@@ -2060,7 +2078,7 @@ type world struct {
 	sockets sockets
 	clock   func() time.Duration // monotonic
 	wall    func() time.Time
-	spawn   func(f func()) // runs f beside the loop, which f must not touch
+	spawn   func(f func()) // runs f beside the loop; f may post, and touches nothing else of it
 	resolve func(host, family string, limit time.Duration) ([]netip.Addr, error)
 	stdin   io.Reader
 	kind    inputKind // of stdin
@@ -2301,7 +2319,7 @@ func (s *session) withAddresses(then func([]netip.Addr)) {
 	})
 }
 
-// notFound ends the run: HOST has no address.
+// notFound ends the run: no address of HOST is known.
 func (s *session) notFound(err error) {
 	status := exitConnect
 	switch {
@@ -2360,8 +2378,9 @@ const portTries = 20
 // over while another can be served. The kernel's choice of a port for one address may be taken at
 // the next, and then another choice is tried.
 func (s *session) listenAll(addrs []netip.Addr) {
+	var err error
 	for range portTries {
-		err := s.listenOnce(addrs)
+		err = s.listenOnce(addrs)
 		if err == nil {
 			return
 		}
@@ -2374,7 +2393,7 @@ func (s *session) listenAll(addrs []netip.Addr) {
 		}
 		s.server.listeners = nil
 	}
-	s.fail(exitLocal, &failure{"listen", errors.New("no port is free at every address")})
+	s.fail(exitLocal, &failure{"listen", fmt.Errorf("no port is free at every address: %w", err)})
 }
 
 // listenOnce listens at each address, on one port.
@@ -2504,7 +2523,7 @@ func parse(args []string) (*options, error) {
 		o.verbose = o.verbose || !o.quiet
 		o.block = []byte("data1\ndata2\n")
 		o.host = "127.0.0.1"
-		if o.family == "ip6" {
+		if o.family == "ip6" || o.from.Is6() {
 			o.host = "::1"
 		}
 	default:
@@ -2717,6 +2736,8 @@ func (o *options) check() error {
 		return fmt.Errorf("-count %v: must not be below zero", o.count)
 	case o.quiet && o.verbose:
 		return errors.New("-q and -v exclude each other")
+	case o.from.IsValid() && !o.takes(o.from):
+		return fmt.Errorf("-source %v: is not of the family that is asked for", o.from)
 	case o.serve:
 		return o.checkServe()
 	case o.countsRounds() && o.until != untilEcho:
@@ -2868,7 +2889,7 @@ func (s *spread) add(d time.Duration) {
 
 // bucketOf: a value is shifted until five bits are left, of which the first is 1. So 37 ns, which
 // is 100101, is shifted by 1, and in the bucket 1*16 + 18 with 36 ns. Below 16 ns there are fewer
-// bits, and each value has its bucket.
+// bits, and each value has a bucket to itself.
 func bucketOf(d time.Duration) int {
 	shift := max(0, bits.Len64(uint64(d))-5)
 	return shift*bucketsPerPower + int(d>>shift)

@@ -47,8 +47,8 @@ func newPoller() (poller, error) {
 	return p, nil
 }
 
-// change: epoll_ctl(2). The 64 bits that the kernel hands back with an event hold the descriptor
-// and the readiness asked for.
+// change: epoll_ctl(2). The 64 bits that the kernel hands back with an event, whose halves x/sys
+// calls Fd and Pad, hold the descriptor and the readiness asked for.
 func (p *epoll) change(s socket, was, want readiness) error {
 	op := unix.EPOLL_CTL_MOD
 	switch {
@@ -228,10 +228,10 @@ func noPort(to netip.Addr) error {
 }
 
 // connectResult: SO_ERROR is cleared by being read, so its value has to be acted on. 0 means that
-// connect has not failed; whether it is done, only the peer's name tells. ENOTCONN: it is pending.
-// EINVAL: XNU has ended both directions (getpeername in its bsd/kern/uipc_syscalls.c), so a reset
-// or a refusal has come since SO_ERROR was read. It waits there now, and as the socket stays ready,
-// the poller reports it again.
+// connect has not failed; whether it is done, only the peer's name tells. ENOTCONN says that it is
+// pending. On XNU there is EINVAL too, which no Linux says: both directions have ended (getpeername
+// in its bsd/kern/uipc_syscalls.c), so a reset or a refusal has come since SO_ERROR was read. It
+// waits there now, and as the socket stays ready, the poller reports it again.
 func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
@@ -429,8 +429,8 @@ func deferPort(fd int) {
 	unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
-// selfConnect: EINVAL of connect has no such meaning here. A socket can connect to itself, and then
-// both its names are the same.
+// selfConnect: on XNU EINVAL of connect says that a socket may not connect to itself. Here it may,
+// both its names are the same then, and EINVAL says something else.
 func selfConnect(to netip.Addr, err error) error {
 	return os.NewSyscallError("connect", err)
 }
@@ -507,8 +507,8 @@ type questionConn struct {
 	tries  *firstTries
 }
 
-// Write sends the question, after the resolver has set its deadline, which is never less than a
-// second away. Two bytes are drawn anew for each try; the rest tells one question from another
+// Write sends the question. The resolver has set a deadline before, in whose place the first try's
+// comes; whoever waits for less than a second does not wait for this goroutine. Two bytes are drawn anew for each try; the rest tells one question from another
 // (RFC 1035 section 4.1).
 func (c *questionConn) Write(query []byte) (int, error) {
 	if c.tries.isFirst(c.server, string(query[2:])) {
@@ -547,7 +547,7 @@ func isTerminal(file *os.File) bool {
 	return terminal
 }
 
-// widenPipe: F_SETPIPE_SZ, fcntl(2). A pipe holds 64 KiB else, and still does where the call fails:
+// widenPipe: F_SETPIPE_SZ, fcntl(2). A pipe holds 64 KiB else, and still does where the calls fail:
 // on what is no pipe, or if this user's pipes hold too much already (pipe(7)).
 func widenPipe(pipe *os.File, size int) {
 	raw, err := pipe.SyscallConn()
@@ -555,7 +555,10 @@ func widenPipe(pipe *os.File, size int) {
 		return
 	}
 	raw.Control(func(fd uintptr) {
-		unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size)
+		before, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
+		if err == nil && before < size {
+			unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size)
+		}
 	})
 }
 

@@ -663,11 +663,17 @@ func (s *simulation) drawClient() {
 		s.flag("progress", s.duration(20*time.Second))
 	}
 	messages := s.drawJob()
+	family := ""
 	if w.oneIn(12) {
-		s.flag(simOne(w, "4", "6"), true)
+		family = simOne(w, "4", "6")
+		s.flag(family, true)
 	}
 	if w.oneIn(12) {
-		s.flag("source", simOne(w, "10.0.0.1", "2001:db8::1"))
+		source := simOne(w, "10.0.0.1", "2001:db8::1")
+		isIPv6 := strings.Contains(source, ":")
+		if family == "" || isIPv6 == (family == "6") { // else it is a usage error
+			s.flag("source", source)
+		}
 	}
 	s.drawPlace()
 	if w.oneIn(4) {
