@@ -13,7 +13,7 @@
 // FIN is part of the job.) One goroutine does all that, in one loop around one poller. Other
 // goroutines do only what blocks and cannot be waited for otherwise: they resolve a name, read
 // standard input, wait for a signal. The first two decide nothing, and post what they got to the
-// loop. A signal's ends the process.
+// loop. The third ends the process.
 //
 // # The words
 //
@@ -50,8 +50,8 @@
 //
 // The contract is what a kernel has to offer. The loop waits, and lets machines take steps. After
 // the log, the echo server shows both at work. What flows, and the verdict, are what the client
-// rests on: sources of bytes, their comparison, the clock of silence, and one pure function that
-// decides. A connection of the client is up to three machines, one after the other, in one seat of
+// rests on: sources of bytes, their comparison, the clock of silence, and pure functions that
+// decide. A connection of the client is up to three machines, one after the other, in one seat of
 // the loop. Then come names, the run of one command line, the command line itself, and the report.
 // Beside the contract stands one poller_<os>.go for each system.
 //
@@ -317,8 +317,8 @@ func (l *loop) wait() (n int, err error) {
 	return n, err
 }
 
-// waitMs is the time to the earliest deadline in milliseconds, -1 without one. It is rounded up:
-// a wait that ended just before the deadline would be followed by many of 0 ms.
+// waitMs is the time to the earliest deadline in milliseconds, an hour at most, -1 without one. It
+// is rounded up: a wait that ended just before the deadline would be followed by many of 0 ms.
 func (l *loop) waitMs() int {
 	if l.earliest == never {
 		return -1
@@ -479,7 +479,7 @@ func (s *seat) hold(sock socket) {
 }
 
 // release takes the socket out of the poller and closes it, in this order: closed, its number may
-// be another's. That close fails does not matter, since the descriptor is gone either way (close(2)).
+// be another's. Whether close fails does not matter: the descriptor is gone either way (close(2)).
 func (s *seat) release() {
 	if !s.holding {
 		return
@@ -599,7 +599,7 @@ type server struct {
 	listeners []*listener
 	buffer    []byte // every socket is read into this one
 	clients   int    // accepted so far
-	failures  int    // of clients that went without their FIN
+	failures  int    // of connections that an error has ended
 	received  int64
 	returned  int64
 	complain  func(at netip.AddrPort, failures int, err error) // prints that accept fails
@@ -766,7 +766,7 @@ func (c *served) write(p []byte) {
 	}
 }
 
-// end closes the connection. A client that went without its FIN is a failure.
+// end closes the connection. One that an error has ended, and not the client's FIN, is a failure.
 func (c *served) end(f *failure) {
 	if f != nil {
 		c.server.failures++
@@ -902,13 +902,13 @@ func (in *input) refill(settled int64) {
 	switch {
 	case len(gap) == 0:
 	case in.kind == regularFile:
-		in.readNow(gap)
+		in.readHere(gap)
 	default:
 		in.readBeside(gap)
 	}
 }
 
-func (in *input) readNow(gap []byte) {
+func (in *input) readHere(gap []byte) {
 	var n int
 	var err error
 	in.loop.unlocked(func() { n, err = in.reader.Read(gap) })
@@ -930,9 +930,9 @@ func (in *input) readBeside(gap []byte) {
 	})
 }
 
-// gap is where the next read goes. It ends at the end of the ring, where the read after it begins
-// anew, and has room for a full read else: less is not worth one, and more comes as bytes are
-// settled. When all are, the whole ring is free, so there is a gap.
+// gap is where the next read goes. It has room for a full read, or it reaches the end of the ring,
+// and the next gap begins at the ring's begin. A smaller one is not worth a read, and grows as
+// bytes are settled. When all are, the whole ring is free, so there is a gap.
 func (in *input) gap(settled int64) []byte {
 	size := int64(len(in.ring))
 	free := settled + size - in.taken
@@ -1157,7 +1157,7 @@ type client struct {
 
 const (
 	startBatch = 16                     // connections begun between two looks at the poller
-	sendShare  = 1 << 20                // bytes sent in one step, at most
+	sendShare  = 1 << 20                // bytes after which a step sends no more
 	minTry     = time.Second            // for one address of several, while that much is left
 	drainTime  = 500 * time.Millisecond // for the peer's FIN after ours
 	ackPause   = 10 * time.Millisecond  // between two looks at what is not acknowledged
@@ -1432,7 +1432,7 @@ type exchange struct {
 	inputEnd   int64         // end of the source when inputIdle was looked at
 	acked      int64         // offset that the peer's kernel is known to have, our FIN as one (eof)
 	ackLook    time.Duration // when to look at that again, once both halves have ended (eof)
-	moved      time.Duration // when the last byte was sent or read
+	moved      time.Duration // when the last byte was sent, or was read and handed on
 	gone       time.Duration // when the peer first was known to have ended; never: it was not
 }
 
@@ -1488,7 +1488,7 @@ func (x *exchange) deadline() time.Duration {
 		return atOnce
 	}
 	by := min(x.idle.deadline(), x.inputIdle.deadline())
-	if x.out == isOpen && x.settled() == x.source.end() {
+	if x.out == isOpen && x.settled() == x.source.end() { // in eof there are no rounds: check
 		by = min(by, x.source.due())
 	}
 	if x.out == hasEnded && x.in == hasEnded {
@@ -1499,7 +1499,7 @@ func (x *exchange) deadline() time.Duration {
 
 // step: the order of its lines is that of causes and effects. What a line makes possible is tried
 // below it, in the same step, since no event will tell of it: bytes that are settled make room for
-// input, input can be sent, the end of the input sends our FIN. Tried above, it would wait for ever.
+// input, input can be sent, the end of the input sends our FIN. Above, it would wait for ever.
 func (x *exchange) step(ready readiness) {
 	if ready&readable != 0 {
 		x.receive() // settles bytes, so that the ring has room, and the next round may begin
@@ -1534,7 +1534,7 @@ func (x *exchange) receive() {
 		x.in = isBroken
 		x.noteBroken(called("read", err))
 	}
-	if x.in != isOpen {
+	if x.in == isBroken || x.in == hasEnded && x.echo { // in eof it still takes bytes after its FIN
 		x.gone = min(x.gone, x.loop.clock())
 	}
 }
@@ -1565,8 +1565,8 @@ func (x *exchange) arrived(p []byte) {
 // send takes in what there is and writes it, until there is no more or the kernel refuses bytes.
 // Writing makes room in the ring, or may, so each write is followed by another look at the source.
 func (x *exchange) send() {
-	// After the peer's end no other round begins. But standard input is still read: whether it has
-	// ended too decides the verdict.
+	// After the peer's end no other round begins. But standard input is still read, since it
+	// decides the verdict whether that has ended too.
 	mayTakeIn := x.in == isOpen || x.input != nil
 	// After its end an echo server returns nothing more. In eof the peer still takes bytes.
 	maySend := x.in == isOpen || !x.echo
@@ -1580,7 +1580,7 @@ func (x *exchange) send() {
 		}
 		share += x.write()
 	}
-	x.yields = true
+	x.yields = !x.bufferFull
 }
 
 // write sends once. A short count is a refusal: the next write would only be told so.
@@ -1655,14 +1655,14 @@ func (x *exchange) countAcks() {
 		x.acked = acked
 		x.idle.restart(x.loop.clock())
 	}
-	if x.out == hasEnded && x.in == hasEnded {
-		x.ackLook = after(x.loop.clock(), ackPause)
+	x.ackLook = after(x.loop.clock(), ackPause)
+	if x.in == hasEnded {
 		x.findReset()
 	}
 }
 
-// findReset asks for an error that came after the peer's FIN, since nothing is read any more. Others
-// than these two are the network's word on a connection that goes on trying.
+// findReset asks for an error that came after the peer's FIN, since nothing is read any more. What
+// is neither of these two is the network's word on a connection that goes on trying.
 func (x *exchange) findReset() {
 	err := x.loop.sockets.pendingError(x.conn.seat.socket)
 	if err == errReset || err == errTimedOut {
@@ -2181,7 +2181,7 @@ func (s *session) interrupt(status int) {
 	}
 }
 
-// signalLimit is from a signal to the end of the process, whatever that is stuck in.
+// signalLimit is from a signal to the end of the process, even if that is stuck.
 const signalLimit = 450 * time.Millisecond
 
 // catchSignals makes the first SIGINT, SIGTERM or SIGHUP end the process with the line so far, and
@@ -2209,12 +2209,17 @@ func (s *session) endBy(status int) {
 	if s.options.serve {
 		atLast = exitOK // as far as anybody can tell without the lock, it listens
 	}
+	var limit *time.Timer
 	if startRuntimePoller() == nil {
-		time.AfterFunc(signalLimit, func() { os.Exit(atLast) })
+		limit = time.AfterFunc(signalLimit, func() { os.Exit(atLast) })
 	}
 	s.loop.turning.Lock()
 	s.interrupt(status)
-	os.Exit(s.report())
+	status = s.report()
+	if limit != nil {
+		limit.Stop()
+	}
+	os.Exit(status)
 }
 
 // statusOfSignal is 128 and the signal's number, as shells have it.
@@ -2384,7 +2389,7 @@ func (s *session) listenAll(addrs []netip.Addr) {
 		if err == nil {
 			return
 		}
-		if s.options.port != 0 || len(s.server.listeners) == 0 {
+		if s.options.port != 0 || len(s.server.listeners) == 0 || errors.Is(err, errTooManyFiles) {
 			s.fail(exitLocal, &failure{"listen", err})
 			return
 		}

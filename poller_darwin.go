@@ -382,7 +382,7 @@ func domain(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// sockaddr is a in the kernel's form. Calls with addresses are package syscall's: each time that the
+// sockaddr is a in the kernel's form. Calls with addresses are package syscall's: each time that a
 // kernel tells an address, x/sys asks it for SO_PROTOCOL too, on which nothing here rests.
 func sockaddr(a netip.AddrPort) (syscall.Sockaddr, error) {
 	if a.Addr().Is4() {
@@ -511,8 +511,8 @@ func isTerminal(file *os.File) bool {
 	return terminal
 }
 
-// widenPipe: a pipe grows by itself, to 64 KiB (pipe_write in XNU's bsd/kern/sys_pipe.c), and nobody
-// can ask for more.
+// widenPipe: a pipe grows by itself, to 64 KiB (pipe_write in XNU's bsd/kern/sys_pipe.c), and no
+// call asks for more.
 func widenPipe(*os.File, int) {}
 
 // terminalEOFDelay: an EOF of a terminal is what somebody has typed.

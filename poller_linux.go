@@ -371,7 +371,7 @@ func domain(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// sockaddr is a in the kernel's form. Calls with addresses are package syscall's: each time that the
+// sockaddr is a in the kernel's form. Calls with addresses are package syscall's: each time that a
 // kernel tells an address, x/sys asks it for SO_PROTOCOL too, on which nothing here rests.
 func sockaddr(a netip.AddrPort) (syscall.Sockaddr, error) {
 	if a.Addr().Is4() {
@@ -436,8 +436,8 @@ func selfConnect(to netip.Addr, err error) error {
 }
 
 // unacknowledgedBytes: SIOCOUTQ, tcp(7), which x/sys has under its number's other name. It is a
-// difference of two sequence numbers, and the FIN takes one. The kernel writes 32 bits; for Go's int
-// of 64, as in x/sys's IoctlGetInt, they would be the upper half on a big-endian machine.
+// difference of two sequence numbers, and the FIN takes one. The kernel writes 32 bits; in Go's int
+// of 64, which x/sys's IoctlGetInt has, they are the upper half on a big-endian machine.
 func unacknowledgedBytes(fd int) int {
 	n, err := unix.IoctlGetUint32(fd, unix.TIOCOUTQ)
 	if err != nil {
@@ -507,9 +507,10 @@ type questionConn struct {
 	tries  *firstTries
 }
 
-// Write sends the question. The resolver has set a deadline before, in whose place the first try's
-// comes; whoever waits for less than a second does not wait for this goroutine. Two bytes are drawn anew for each try; the rest tells one question from another
-// (RFC 1035 section 4.1).
+// Write sends the question. The first try's deadline takes the place of the one that the resolver
+// has set. It may be later, and no harm is done: the loop has its own for the whole look-up. Two
+// bytes of a question are drawn anew for each try; the others tell one from another (RFC 1035
+// section 4.1).
 func (c *questionConn) Write(query []byte) (int, error) {
 	if c.tries.isFirst(c.server, string(query[2:])) {
 		c.SetDeadline(time.Now().Add(firstTryTime)) // can only fail on a closed connection

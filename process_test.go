@@ -52,8 +52,11 @@ func commandFor(
 	}
 	var words []string
 	words = append(words, launcher...)
-	words = append(words, strings.Fields(os.Getenv("ECHOMUX_EXEC"))...)
-	words = append(words, self)
+	program := strings.Fields(os.Getenv("ECHOMUX_PROGRAM"))
+	if role != "1" || len(program) == 0 {
+		program = append(strings.Fields(os.Getenv("ECHOMUX_EXEC")), self)
+	}
+	words = append(words, program...)
 	words = append(words, args...)
 	ctx, stop := context.WithTimeout(context.Background(), limit)
 	p := &process{
