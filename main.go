@@ -1534,7 +1534,7 @@ func (x *exchange) receive() {
 		x.in = isBroken
 		x.noteBroken(called("read", err))
 	}
-	if x.in == isBroken || x.in == hasEnded && x.echo { // in eof it still takes bytes after its FIN
+	if x.in != isOpen {
 		x.gone = min(x.gone, x.loop.clock())
 	}
 }
@@ -1655,8 +1655,8 @@ func (x *exchange) countAcks() {
 		x.acked = acked
 		x.idle.restart(x.loop.clock())
 	}
-	x.ackLook = after(x.loop.clock(), ackPause)
-	if x.in == hasEnded {
+	if x.out == hasEnded && x.in == hasEnded {
+		x.ackLook = after(x.loop.clock(), ackPause)
 		x.findReset()
 	}
 }
