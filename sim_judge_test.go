@@ -380,6 +380,9 @@ func (c *simConn) ends() {
 }
 
 func (c *simConn) sawPath() {
+	if c.sim.fatal != nil { // the loop is over, and the report asks how much was sent again
+		return
+	}
 	c.looked = c.sim.k.now
 	if c.newAcks > 0 && !c.outBroken {
 		c.newAcks = 0
