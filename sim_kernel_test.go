@@ -1581,7 +1581,7 @@ func (p *simPeer) does(a *simAct) {
 		p.reset(errReset, true, "")
 	case simResetLate:
 		p.hushed = true
-		k.in(a.d, func() {
+		k.in(max(a.d, 1), func() { // later, and not in the same moment
 			if p.sock != nil {
 				p.reset(errReset, false, "at last")
 			}
