@@ -1334,3 +1334,18 @@ func TestCloseWriteUnconnected(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestEveryLetter: several letters that were posted before a turn are all read in it, in their order.
+func TestEveryLetter(t *testing.T) {
+	t.Parallel()
+	k := newStage(t)
+	l := newLoop(stagePoller{k}, k, func() time.Duration { return k.now })
+	read := ""
+	l.post(func() { read += "a" })
+	l.post(func() { read += "b" })
+	l.post(func() { read += "c"; l.stopped = true })
+	err := l.run()
+	if err != nil || read != "abc" || k.waits != 1 {
+		t.Errorf("%v; read %q after %d waits", err, read, k.waits)
+	}
+}

@@ -109,7 +109,7 @@ var nearest = []struct{ function, tests string }{
 }
 
 // quickTests take a second together, and know main.go to the letter.
-const quickTests = `^Test(Acts|Gap|Compare|Rates|Figures|Printable|AddressForms|` +
+const quickTests = `^Test(Acts|EveryLetter|Gap|Compare|Rates|Figures|Printable|AddressForms|` +
 	`OnePoller|PortTries|LogAllocatesNothing|Spread|Quoted)$`
 
 const nearestOfBackends = `^Test(Seam|Clock|KindOfInput|ProcInput|InputMode|Terminal|ReaderGone|` +
