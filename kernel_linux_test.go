@@ -289,36 +289,19 @@ func TestAddresses(t *testing.T) {
 // runNamed is a run in which HOST has those addresses, over the real kernel.
 func runNamed(t testing.TB, addrs []string, args ...string) result {
 	t.Helper()
-	o, err := parse(args)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := newPoller()
-	if err != nil {
-		t.Fatal(err)
-	}
 	var found []netip.Addr
 	for _, a := range addrs {
 		found = append(found, netip.MustParseAddr(a))
 	}
-	stdout, stderr := new(output), new(output)
-	s := newSession(o, world{
-		poller:  p,
-		sockets: system{},
-		clock:   newClock(),
-		wall:    time.Now,
-		spawn:   func(f func()) { go f() },
-		resolve: func(host, family string, _ time.Duration) ([]netip.Addr, error) {
+	_, run := inside(t, func(w *world) {
+		w.resolve = func(host, family string, _ time.Duration) ([]netip.Addr, error) {
 			if host != "several.test" || family != "ip" {
 				t.Errorf("looked up %s in %s", host, family)
 			}
 			return found, nil
-		},
-		stdout: stdout,
-		stderr: stderr,
-	})
-	status := s.run()
-	return newResult(t, args, status, stdout.String(), stderr.String())
+		}
+	}, args...)
+	return run.end(t)
 }
 
 // TestUrgentData: a byte sent as urgent stays in the stream, in its place, in both directions.

@@ -175,7 +175,7 @@ var (
 	errReset        = errors.New("connection reset by peer")
 	errRefused      = errors.New("connection refused")
 	errTimedOut     = errors.New("timed out")
-	errNoAddress    = errors.New("cannot assign requested address") // not of this machine, or kernel
+	errNoAddress    = errors.New("cannot assign requested address") // it is not of this machine
 	errNoPort       = errors.New("no local port is free")
 	errNoMemory     = errors.New("no buffer space available")
 	errTooManyFiles = errors.New("too many open files")
@@ -1770,7 +1770,7 @@ func (x *exchange) explain(verdict outcome) (status int, f *failure) {
 	switch verdict {
 	case wrongByte:
 		if x.wrong.surplus && x.broke != nil {
-			return exitExchange, x.broke // a write that failed may have sent a part: that is the cause
+			return exitExchange, x.broke // a write that failed may have sent a part
 		}
 		return exitExchange, &failure{"compare", x.wrong}
 	case localFailure:

@@ -1349,3 +1349,12 @@ func TestEveryLetter(t *testing.T) {
 		t.Errorf("%v; read %q after %d waits", err, read, k.waits)
 	}
 }
+
+// wantCall checks that err is number, under a call's name.
+func wantCall(t *testing.T, call string, err error, number error) {
+	t.Helper()
+	var named *os.SyscallError
+	if !errors.As(err, &named) || named.Syscall != call || named.Err != number {
+		t.Errorf("%v, want %s: %v", err, call, number)
+	}
+}

@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"runtime"
 	"testing"
 
@@ -46,15 +45,6 @@ func TestFailingCalls(t *testing.T) {
 	unacknowledged, retransmits := k.path(none)
 	if unacknowledged != -1 || retransmits != -1 {
 		t.Errorf("path of nothing is %d, %d", unacknowledged, retransmits)
-	}
-}
-
-// wantCall checks that err is number, under a call's name.
-func wantCall(t *testing.T, call string, err error, number unix.Errno) {
-	t.Helper()
-	var named *os.SyscallError
-	if !errors.As(err, &named) || named.Syscall != call || named.Err != number {
-		t.Errorf("%v, want %s: %v", err, call, number)
 	}
 }
 

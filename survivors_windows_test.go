@@ -38,11 +38,7 @@ func TestFailingCalls(t *testing.T) {
 		{"bind", bindSource(none, at.Addr())},
 		{"select", selectErr},
 	} {
-		var named *os.SyscallError
-		right := errors.As(row.err, &named) && named.Syscall == row.call
-		if !right || named.Err != windows.WSAENOTSOCK {
-			t.Errorf("%v, want %s: %v", row.err, row.call, windows.WSAENOTSOCK)
-		}
+		wantCall(t, row.call, row.err, windows.WSAENOTSOCK)
 	}
 }
 
