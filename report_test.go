@@ -280,7 +280,11 @@ func TestProgress(t *testing.T) {
 		bits += rate * 1e6 * l.at.Sub(last).Seconds()
 		last = l.at
 	}
-	if bits < 4e6 || bits > 18e6 { // twice as many where they are sent before one line and back after it
+	// An emulated process may stop between the look at the clock that the rate is by and at=. There
+	// the act "progress" of TestActs is what tells.
+	emulator := strings.HasPrefix(os.Getenv("ECHOMUX_RIG"), "qemu")
+	// Twice as many count where they are sent before one line and back after it.
+	if !emulator && (bits < 4e6 || bits > 18e6) {
 		t.Errorf("by the lines, %.0f bits were moved, and not 8000000: %s", bits, tail(r.stderr))
 	}
 	if l := r.lines[len(r.lines)-2]; l.values["mbit_s"] != "0.00" {
