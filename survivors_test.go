@@ -1241,21 +1241,25 @@ func TestWakesDoNotAddUp(t *testing.T) {
 	}
 	time.Sleep(50 * time.Millisecond)
 	clock := newClock()
-	for _, test := range []struct {
-		ms    int
-		least time.Duration
-		most  time.Duration
-	}{
-		{20_000, 0, 10 * time.Second},
-		{100, 80 * time.Millisecond, 10 * time.Second},
-	} {
+	waited := func(ms int) time.Duration {
 		start := clock()
-		n, err := p.wait(make([]event, 4), test.ms)
+		n, err := p.wait(make([]event, 4), ms)
 		took := clock() - start
-		if n != 0 || err != nil || took < test.least || took > test.most {
-			t.Errorf("a wait of %d ms took %v: %d events, %v", test.ms, took, n, err)
+		if n != 0 || err != nil || took > 10*time.Second {
+			t.Errorf("a wait of %d ms took %v: %d events, %v", ms, took, n, err)
+		}
+		return took
+	}
+	waited(20_000)
+	// A signal of the Go runtime may end a wait too, but hardly three, and four wake-ups would.
+	var took [3]time.Duration
+	for i := range took {
+		took[i] = waited(100)
+		if took[i] >= 80*time.Millisecond {
+			return
 		}
 	}
+	t.Errorf("waits of 100 ms took %v", took)
 }
 
 // TestPortTries: how often the kernel may choose a port for -serve 0.
