@@ -445,6 +445,11 @@ func (s *simSock) finOnTheWay() bool {
 	return s.fin && s.transit == 0 && !(s.k.orderly && s.finAt == s.k.now)
 }
 
+// sentNow: something was sent in this very moment.
+func (s *simSock) sentNow() bool {
+	return s.transit > s.onTheWay() || s.fin && s.finAt == s.k.now && s.k.orderly
+}
+
 // changed notes since when the socket is ready, after anything that may have changed that.
 func (s *simSock) changed() {
 	if !s.rxThere() {
@@ -1087,11 +1092,11 @@ func (k *simKernel) sleep(ms int) {
 }
 
 // stopsHere: where things happen in one moment, wait may return between them, and then the program
-// takes in the one before the other. Not when its own time is up: what comes then is no matter of
-// order but of being too late.
+// takes in the one before the other. Not when its own time is up, which is in the millisecond
+// before wait has to return: what comes then is no matter of order but of being too late.
 func (k *simKernel) stopsHere() bool {
-	return k.orderly && k.nextAt() == k.now && k.now < k.limit && (k.woken || k.anyReady()) &&
-		!k.sim.indivisible && k.order.oneIn(2)
+	return k.orderly && k.nextAt() == k.now && k.now <= k.limit-time.Millisecond &&
+		(k.woken || k.anyReady()) && !k.sim.indivisible && k.order.oneIn(2)
 }
 
 // anHourInVain: the program looks at the clock once an hour. The user has seen enough in the end.
@@ -1334,15 +1339,29 @@ func (p *simPeer) step() {
 	}
 	p.end()
 	s.changed()
-	if !p.hushed && !p.closed && !p.stirring && p.hasMore() {
-		p.again(p.gap)
+	if !p.hushed && !p.closed && !p.stirring {
+		p.goOn(p.hasMore())
 	}
 }
 
 func (p *simPeer) hasMore() bool {
-	s := p.sock
-	return (s.transit > 0 || s.fin && !p.finCame) && p.held < p.window || p.held > 0 && !p.deaf ||
-		p.sends > 0 && len(p.out) == 0 || len(p.out) > 0 && s.rxLen < s.rxCap
+	return p.mayArrive() && p.held < p.window || p.held > 0 && !p.deaf ||
+		p.sends > 0 && len(p.out) == 0 || len(p.out) > 0 && p.sock.rxLen < p.sock.rxCap
+}
+
+// mayArrive: there is something on the way to it.
+func (p *simPeer) mayArrive() bool {
+	return p.sock.onTheWay() > 0 || p.sock.finOnTheWay() && !p.finCame
+}
+
+// goOn has it take its next step: after its gap if it has left something for that, and after its
+// delay if there is only what was sent in this very moment, as if that were sent behind this step.
+func (p *simPeer) goOn(hasMore bool) {
+	if hasMore {
+		p.again(p.gap)
+	} else if p.sock.sentNow() {
+		p.kick()
+	}
 }
 
 // arrive moves bytes from our kernel to the peer's, which acknowledges them.
@@ -1490,21 +1509,24 @@ func (p *simPeer) pass(other *simPeer) {
 		s.unacked -= n
 		p.arrived += int64(n)
 		p.taken += int64(n)
-		p.k.sim.sawAcknowledged(s)
 	}
-	if s.finOnTheWay() && !o.rxEOF {
+	fin := s.finOnTheWay() && !o.rxEOF
+	if fin {
 		o.rxEOF = true
 		s.finAcked = true
 		p.finCame = true
 		other.finSent = true
+	}
+	if n > 0 || fin {
+		p.k.sim.sawAcknowledged(s)
 	}
 	if p.k.trace != nil {
 		p.k.logf("  net: %d bytes pass from %d to %d, the FIN: %v", n, s.num, o.num, o.rxEOF)
 	}
 	s.changed()
 	o.changed()
-	if (s.transit > 0 || s.fin && !o.rxEOF) && o.rxLen < o.rxCap && !p.stirring {
-		p.again(p.gap)
+	if !p.stirring {
+		p.goOn(p.mayArrive() && o.rxLen < o.rxCap)
 	}
 }
 
@@ -1581,7 +1603,7 @@ func (p *simPeer) does(a *simAct) {
 		p.reset(errReset, true, "")
 	case simResetLate:
 		p.hushed = true
-		k.in(max(a.d, 1), func() { // later, and not in the same moment
+		k.in(max(a.d, k.sim.grid, 1), func() { // later, and not in the same moment
 			if p.sock != nil {
 				p.reset(errReset, false, "at last")
 			}
@@ -1617,6 +1639,7 @@ func (p *simPeer) close() {
 	p.sock.rxEOF = true
 	p.finSent = true
 	p.closed = true
+	p.k.sim.sawPeerClose()
 	p.kick()
 }
 
@@ -1631,9 +1654,7 @@ func (p *simPeer) answerWhatComes() {
 		p.finCame = true
 		p.acknowledge(0, true)
 	}
-	if s.transit > 0 || s.fin && !p.finCame {
-		p.again(p.gap)
-	}
+	p.goOn(p.mayArrive())
 }
 
 // reset ends the connection in our kernel, with the error that the next call tells.

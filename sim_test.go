@@ -71,6 +71,10 @@ type simulation struct {
 	abrupt      bool // the poller has failed, and nothing more is judged by the program
 	indivisible bool // its causes would come in two turns, and the first would decide
 
+	gaveAt   time.Duration // when standard input gave bytes the last time
+	closedAt time.Duration // when a peer closed both of its halves the last time
+	raced    bool          // eof: both in one moment, so that the wire decides whether the bytes are lost
+
 	name      bool // HOST has to be looked up
 	answer    simAnswer
 	lookingUp bool
@@ -170,6 +174,20 @@ func (i *simInput) Read(p []byte) (int, error) {
 	return i.give(p)
 }
 
+// sawPeerClose: whatever is sent to that peer from now on is lost.
+func (s *simulation) sawPeerClose() {
+	s.closedAt = s.k.now
+	s.noteRace()
+}
+
+// noteRace: what -until eof has sent before its peer closes has to arrive, and what it has not sent
+// by then is not missed. In one and the same moment that is for the wire to decide.
+func (s *simulation) noteRace() {
+	if s.o.until == untilEOF && s.gaveAt == s.closedAt {
+		s.raced = true
+	}
+}
+
 // underWay: somebody reads, or what was read is not taken in yet.
 func (i *simInput) underWay() bool {
 	return i.reading || i.got.given != i.known.given || i.got.ended != i.known.ended
@@ -181,6 +199,10 @@ func (i *simInput) give(p []byte) (int, error) {
 	n := int(min(int64(len(p)), i.total-i.got.given, int64(1+i.chance.upTo(i.most))))
 	i.sim.text.fill(p[:n], i.got.given)
 	i.got.given += int64(n)
+	if n > 0 {
+		i.sim.gaveAt = k.now
+		i.sim.noteRace()
+	}
 	var err error
 	if i.got.given == i.total && (n == 0 || i.withEOF) {
 		i.got.ended = true
@@ -513,7 +535,7 @@ func (s *simulation) flag(name string, value any) {
 // comes first of what happens in one moment.
 func newSimulation(c simChance, order int, trace io.Writer) *simulation {
 	k := &simKernel{trace: trace, fdLimit: 1 << 20, socks: make([]*simSock, 1, 8), left: 20}
-	s := &simulation{k: k, world: c, sigTurn: -1}
+	s := &simulation{k: k, world: c, sigTurn: -1, gaveAt: never, closedAt: -1}
 	k.sim = s
 	s.err.k = k
 	s.inp.sim = s
@@ -1048,8 +1070,8 @@ func simulate(t *testing.T, c simChance, always bool) {
 	var first *simulation
 	for order := 1; order <= simOrders; order++ {
 		s := simOneWay(t, c, order, always && order == 1)
-		if s.bored || s.k.order.state == uint64(order) {
-			return // it was too long, or nothing has happened in the same moment
+		if s.bored || s.raced || s.k.order.state == uint64(order) {
+			return // it was too long, or chance decides, or nothing has happened in the same moment
 		}
 		if first == nil {
 			first = s
