@@ -362,23 +362,26 @@ func (p *process) isOver() bool {
 }
 
 // TestWidePipe: a pipe that is streamed holds a whole read from then on, as far as this user may
-// ask for that; one that is not read stays as it was.
+// ask for that; one that is not read, or holds more, stays as it was.
 func TestWidePipe(t *testing.T) {
 	t.Parallel()
 	underQEMU(t, "F_SETPIPE_SZ is unknown")
 	_, port := serve(t, "127.0.0.1:0", echoes)
 	for _, test := range []struct {
-		args []string
-		want int
+		args   []string
+		before int
+		want   int
 	}{
-		{[]string{"127.0.0.1", port}, inputRead},
-		{[]string{"127.0.0.1", port, "hello"}, 64 << 10},
+		{[]string{"127.0.0.1", port}, 64 << 10, inputRead},
+		{[]string{"127.0.0.1", port}, 1 << 20, 1 << 20},
+		{[]string{"127.0.0.1", port, "hello"}, 64 << 10, 64 << 10},
 	} {
 		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer r.Close()
+		unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, test.before)
 		io.WriteString(w, "x")
 		w.Close()
 		result := echomux(t, r, test.args...)

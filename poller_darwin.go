@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -355,7 +356,7 @@ func bindAndListen(fd int, at netip.AddrPort) (bound netip.AddrPort, err error) 
 	if err != nil {
 		return bound, fault("bind", err)
 	}
-	err = unix.Listen(fd, 1<<16-1)
+	err = unix.Listen(fd, math.MaxUint16)
 	if err != nil {
 		return bound, fault("listen", err)
 	}
@@ -496,19 +497,23 @@ func kindOfInput(file *os.File) inputKind {
 	return otherInput
 }
 
-// isTerminal asks what isatty(3) does. It leaves file as it is: file.Fd would put a pipe back into
-// blocking mode, for all that share it.
+// isTerminal asks what isatty(3) does.
 func isTerminal(file *os.File) bool {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return false
-	}
 	terminal := false
-	raw.Control(func(fd uintptr) {
-		_, err := unix.IoctlGetTermios(int(fd), unix.TIOCGETA)
+	onDescriptor(file, func(fd int) {
+		_, err := unix.IoctlGetTermios(fd, unix.TIOCGETA)
 		terminal = err == nil
 	})
 	return terminal
+}
+
+// onDescriptor calls f with file's descriptor; not at all if file is closed. It leaves file as it
+// is: file.Fd would put a pipe back into blocking mode, for all that share it.
+func onDescriptor(file *os.File, f func(fd int)) {
+	raw, err := file.SyscallConn()
+	if err == nil {
+		raw.Control(func(fd uintptr) { f(int(fd)) })
+	}
 }
 
 // widenPipe: a pipe grows by itself, to 64 KiB (pipe_write in XNU's bsd/kern/sys_pipe.c), and no

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -344,7 +345,7 @@ func bindAndListen(fd int, at netip.AddrPort) (bound netip.AddrPort, err error) 
 	if err != nil {
 		return bound, fault("bind", err)
 	}
-	err = unix.Listen(fd, 1<<16-1)
+	err = unix.Listen(fd, math.MaxUint16)
 	if err != nil {
 		return bound, fault("listen", err)
 	}
@@ -533,32 +534,32 @@ func kindOfInput(file *os.File) inputKind {
 	return otherInput
 }
 
-// isTerminal asks what isatty(3) does. It leaves file as it is: file.Fd would put a pipe back into
-// blocking mode, for all that share it.
+// isTerminal asks what isatty(3) does.
 func isTerminal(file *os.File) bool {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return false
-	}
 	terminal := false
-	raw.Control(func(fd uintptr) {
-		_, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
+	onDescriptor(file, func(fd int) {
+		_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 		terminal = err == nil
 	})
 	return terminal
 }
 
+// onDescriptor calls f with file's descriptor; not at all if file is closed. It leaves file as it
+// is: file.Fd would put a pipe back into blocking mode, for all that share it.
+func onDescriptor(file *os.File, f func(fd int)) {
+	raw, err := file.SyscallConn()
+	if err == nil {
+		raw.Control(func(fd uintptr) { f(int(fd)) })
+	}
+}
+
 // widenPipe: F_SETPIPE_SZ, fcntl(2). A pipe holds 64 KiB else, and still does where the calls fail:
 // on what is no pipe, or if this user's pipes hold too much already (pipe(7)).
 func widenPipe(pipe *os.File, size int) {
-	raw, err := pipe.SyscallConn()
-	if err != nil {
-		return
-	}
-	raw.Control(func(fd uintptr) {
-		before, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
+	onDescriptor(pipe, func(fd int) {
+		before, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
 		if err == nil && before < size {
-			unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size)
+			unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, size)
 		}
 	})
 }

@@ -3,9 +3,13 @@ package main
 import (
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What Linux alone lets a test see of its sockets.
@@ -30,6 +34,29 @@ func TestDeferredPort(t *testing.T) {
 	want := netip.MustParseAddrPort("127.0.0.5:0")
 	if addrPort(sa) != want {
 		t.Errorf("bound to %v, want %v", addrPort(sa), want)
+	}
+}
+
+// TestBacklog: a listener asks for as many places as the kernel gives. TCP_INFO of a listener has
+// that number where connections have the segments that were acknowledged selectively.
+func TestBacklog(t *testing.T) {
+	t.Parallel()
+	underQEMU(t, "TCP_INFO is empty")
+	text, err := os.ReadFile("/proc/sys/net/core/somaxconn")
+	if err != nil {
+		t.Skip(err)
+	}
+	most, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPlatform(t)
+	s, _ := p.listening("127.0.0.1:0")
+	info, err := unix.GetsockoptTCPInfo(int(s), unix.IPPROTO_TCP, unix.TCP_INFO)
+	p.must("TCP_INFO", err)
+	want := min(most, 1<<16-1)
+	if int(info.Sacked) != want {
+		t.Errorf("the backlog has %d places, want %d", info.Sacked, want)
 	}
 }
 

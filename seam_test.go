@@ -1155,6 +1155,7 @@ func TestKindOfInput(t *testing.T) {
 		{full, regularFile},
 		{empty, otherInput},
 		{os.DevNull, otherInput},
+		{dir, otherInput},
 	} {
 		file, err := os.Open(test.path)
 		if err != nil {

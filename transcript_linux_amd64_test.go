@@ -74,7 +74,6 @@ func writtenTranscript(t testing.TB) (file string, calls []string) {
 }
 
 var (
-	straceLine = regexp.MustCompile(`^(\d+) +(?:<\.\.\. \w+ resumed>)?(.*)$`)
 	straceCall = regexp.MustCompile(`^(\w+)\((\d+|)(.*)\)\s+= (-?\w+)(.*)$`)
 	straceAddr = regexp.MustCompile(`\{sa_family=AF_INET, sin_port=htons\((\d+)\), ` +
 		`sin_addr=inet_addr\("127\.0\.0\.1"\)\}`)
@@ -84,29 +83,6 @@ var (
 	straceSize = regexp.MustCompile(`\[\d+ => \d+\]`)
 	straceInfo = regexp.MustCompile(`(TCP_INFO, )(".*"(\.\.\.)?|\{.*\}), \[\d+( => \d+)?\]`)
 )
-
-// wholeCalls are the calls of strace's log, those in one piece that it shows in two.
-func wholeCalls(log string) (calls []string) {
-	started := map[string]int{} // thread: index of its unfinished call
-	for line := range strings.Lines(log) {
-		m := straceLine.FindStringSubmatch(strings.TrimSpace(line))
-		if m == nil {
-			continue
-		}
-		i, isStarted := started[m[1]]
-		if isStarted && strings.Contains(line, " resumed>") {
-			calls[i] += m[2]
-			delete(started, m[1])
-			continue
-		}
-		call, unfinished := strings.CutSuffix(m[2], " <unfinished ...>")
-		if unfinished {
-			started[m[1]] = len(calls)
-		}
-		calls = append(calls, call)
-	}
-	return calls
-}
 
 // transcriber knows the names of descriptors.
 type transcriber struct {
