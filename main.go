@@ -264,10 +264,10 @@ type loop struct {
 	err      error                    // of the poller, which ended the loop
 	watching func(machine, readiness) // is told of each new interest; nil: nobody is
 
-	// turning is for one other goroutine alone, that of a signal, which takes it to report and to
-	// end the process. The loop holds it at all times, but for what can be stuck: the poller, a
-	// write to standard output, a read of a regular file. (A log to standard error is not among
-	// them, since the report would be stuck there too.)
+	// turning is held while a turn is under way, so that nobody sees half of one. The loop lets go
+	// of it only around what can be stuck: the poller, a write to standard output, a read of a
+	// regular file. The one other goroutine that takes it is that of a signal, to report and to
+	// end the process (endBy). A log to standard error keeps it: the report would be stuck too.
 	turning sync.Mutex
 
 	mailbox sync.Mutex // guards the two below
@@ -355,13 +355,13 @@ func (l *loop) callMail() {
 	}
 }
 
-// touchOverdue touches the seats that are due, and claims that all that they wait for has come. So
-// a machine tries its socket once more before it gives up, which costs a call that says would
-// block. But something may have come that wait did not bring: the batch was full, or this process
-// was stopped for a while after wait had returned.
+// touchOverdue touches the seats that are due, as if all that they wait for had come. So a machine
+// tries its socket once more before it gives up: something may be there that wait did not bring,
+// since the batch was full, or since this process was stopped for a while after wait had returned.
+// If nothing is there, that costs a call that says would block.
 //
-// Every seat is looked at, but only when the earliest deadline has passed. Then earliest is found
-// anew, among the seats that are not due. Those that are due take a step, and arm adds the deadline
+// Nobody is due before earliest, and so the seats are looked at only when it has passed. It is then
+// found anew among those that are not due. Those that are take a step, and arm adds the deadline
 // that they have after it.
 func (l *loop) touchOverdue() {
 	if l.now < l.earliest {
@@ -1092,9 +1092,9 @@ const (
 // so it knows all that a turn has brought, and in which order that came decides nothing.
 func judgeEcho(f facts) outcome {
 	peerGone := f.in != isOpen
-	// The peer can have gone at the right time: all that was read of standard input is back. If the
-	// next read of it is EOF the job is whole, and if that brings bytes the peer went too early. So
-	// that read is awaited, until inputSilent.
+	// A peer that has gone may have gone at the right time, where all that was read of standard
+	// input is back. The next read tells: EOF, and the job is whole; bytes, and the peer went too
+	// early. So that read is awaited, until inputSilent.
 	mayBeWhole := f.allSettled && f.input == undecided && !f.inputSilent
 	switch {
 	case f.wrong:
@@ -1640,11 +1640,12 @@ func (x *exchange) halfClose() {
 	x.out = hasEnded
 }
 
-// countAcks keeps acked (eof): the offset before which the peer's kernel has acknowledged all. It
-// is what we have sent, less what our kernel still keeps for it; where that is not known (-1), all
-// counts as acknowledged. An upload may bring nothing back, and then this is its one sign of life.
-// No event tells of it, so it is asked in each step, of which the deadline of the clock of silence
-// brings one, and every 10 ms once both halves have ended.
+// countAcks keeps acked (eof), the offset before which the peer's kernel has acknowledged all: what
+// we have sent, less what our own kernel still keeps because it may have to be sent again. Where
+// that is not known (-1), all counts as acknowledged. To an upload nothing may come back, and then
+// this is the peer's one sign of life. No event tells of it, so it is asked for in each step. A
+// silence that lasts too long brings one by its deadline, and ackLook one every 10 ms once both
+// halves have ended and nothing but the last acknowledgement is missing.
 func (x *exchange) countAcks() {
 	if x.echo || x.out == isBroken {
 		return
@@ -1704,12 +1705,10 @@ func (x *exchange) peerOwes() bool {
 	return x.acked < x.offset() || x.out == hasEnded && x.in == isOpen
 }
 
-// inputOwes: does only the next read of standard input tell how this ends?
+// inputOwes: the peer has ended, all that was read of standard input has done its work, and only
+// the next read tells whether that was all.
 func (x *exchange) inputOwes() bool {
-	if x.in == isOpen || x.source.state() != undecided {
-		return false
-	}
-	return x.settled() == x.source.end() // else there is something to do before
+	return x.in != isOpen && x.source.state() == undecided && x.settled() == x.source.end()
 }
 
 // facts are what the verdict rests on. Whether a silence is too long is judged by the begin of the
@@ -2166,11 +2165,13 @@ func (s *session) begin() {
 	}
 }
 
-// fail ends the run before its time.
+// fail ends the run before its time. Where more goes wrong in the same turn, the first cause stays.
 func (s *session) fail(status int, cause *failure) {
-	s.status = status
-	s.failure = cause
 	s.loop.stopped = true
+	if s.failure == nil {
+		s.status = status
+		s.failure = cause
+	}
 }
 
 // interrupt ends the run because of the first signal, with the exit status that belongs to it.

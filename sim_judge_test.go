@@ -587,6 +587,7 @@ func (c *simConn) expired() *simVerdict {
 	case silent && c.outBroken:
 		return c.peerEnded()
 	case now >= c.inputSilence().from:
+		s.unsure = s.unsure || silent && now < c.inputSilence().to // both times are up, or one is
 		return &simVerdict{status: exitExchange, words: []string{"standard input was not at its end"}}
 	case silent:
 		return c.tooSilent()

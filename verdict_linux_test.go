@@ -534,6 +534,9 @@ func TestVerdictFirstWrite(t *testing.T) {
 	} {
 		t.Run(call, func(t *testing.T) {
 			t.Parallel()
+			if call == "getsockname" && os.Getenv("ECHOMUX_PROGRAM") != "" {
+				t.Skip("another build may make that call before it has connected")
+			}
 			again(t, func(t *testing.T) {
 				gone := make(chan bool, 1)
 				_, port := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {

@@ -912,7 +912,11 @@ func (t trial) read(output io.Reader) (failures []failed, passed bool) {
 			passed = true
 		case strings.HasPrefix(line, "FAIL:"), strings.HasPrefix(line, "panic: "),
 			strings.HasPrefix(line, "fatal error: "), strings.HasPrefix(line, "runtime: "):
-			return append(failures, failed{strings.Split(current, "/")[0], line}), false
+			f := failed{strings.Split(current, "/")[0], line}
+			if strings.HasPrefix(line, "panic: test timed out") {
+				f.test = hangingTest(lines, f.test)
+			}
+			return append(failures, f), false
 		case found != nil && (found[1] == "" || t.all) && found[2] == "FAIL":
 			f := failed{found[3], messages[found[3]]}
 			for f.message == "" && lines.Scan() {
@@ -927,6 +931,17 @@ func (t trial) read(output io.Reader) (failures []failed, passed bool) {
 		}
 	}
 	return failures, passed
+}
+
+// hangingTest is the first that the testing package calls running, or the one given.
+func hangingTest(lines *bufio.Scanner, given string) string {
+	for lines.Scan() {
+		name, _, found := strings.Cut(strings.TrimSpace(lines.Text()), " (")
+		if found && strings.HasPrefix(name, "Test") {
+			return strings.Split(name, "/")[0]
+		}
+	}
+	return given
 }
 
 // ---- One fault ----
