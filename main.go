@@ -112,8 +112,8 @@ type event struct {
 // hung up. While connect is pending it is watched for writable alone, since on kqueue a filter for
 // reading can take the error away.
 type poller interface {
-	// change has s watched for want. It was watched for was until now, and the two differ. A socket
-	// that is watched for nothing is out of the poller, or its hang-up would be reported for ever.
+	// change has s watched for want. It was watched for was until now, and the two differ. If want
+	// is nothing, it is taken out of the poller, or its hang-up would be reported for ever.
 	change(s socket, was, want readiness) error
 
 	// forget takes s out of the poller, before it is closed. Where the kernel keeps the list of
@@ -134,7 +134,8 @@ type poller interface {
 
 // sockets are the system's TCP sockets. Once setNonblock was called no call blocks, and what listen
 // and accept return is non-blocking from the start. A failure is io.EOF of read, one of the errors
-// below, an os.SyscallError that names the call really made, or says which zone there is not.
+// below, an os.SyscallError that names the call really made, or an error about the zone of an
+// address.
 type sockets interface {
 	// openSocket makes a socket of to's family, still in blocking mode, with TCP_NODELAY and
 	// SO_OOBINLINE set (urgent data would leave the stream). A valid from becomes its local
@@ -199,7 +200,7 @@ var (
 	_ func(file *os.File) inputKind = kindOfInput
 	_ func(pipe *os.File, size int) = widenPipe        // has it hold that many bytes, if it can
 	_ func(err error) bool          = readerGone       // is err that of a pipe without a reader?
-	_ time.Duration                 = terminalEOFDelay // an EOF of a terminal is believed after it
+	_ time.Duration                 = terminalEOFDelay // till a terminal's EOF is no Ctrl-C
 	_ [3]os.Signal                  = [...]os.Signal{sigTerm, sigHup, sigPipe}
 )
 
@@ -244,8 +245,8 @@ type seat struct {
 // and no socket is closed while events of the same batch are still to be looked at.
 //
 // Whoever changes a machine from outside touches its seat. That is all there is to remember:
-// interest and deadline are asked after each step, and what is waited for changes nowhere else,
-// but that a socket which is released is waited for no more.
+// interest and deadline are asked after each step, and nothing else changes what is waited for. (A
+// socket that is released is no longer waited for.)
 type loop struct {
 	poller  poller
 	sockets sockets
@@ -264,10 +265,10 @@ type loop struct {
 	err      error                    // of the poller, which ended the loop
 	watching func(machine, readiness) // is told of each new interest; nil: nobody is
 
-	// turning is held while a turn is under way, so that nobody sees half of one. The loop lets go
-	// of it only around what can be stuck: the poller, a write to standard output, a read of a
-	// regular file. The one other goroutine that takes it is that of a signal, to report and to
-	// end the process (endBy). A log to standard error keeps it: the report would be stuck too.
+	// turning is held while a turn is under way. The loop lets go of it only around what can be
+	// stuck, and what was counted by then is whole: the poller, a write to standard output, a read
+	// of a regular file. The one other goroutine that takes it is that of a signal, to report and
+	// to end the process. A log to standard error keeps it: the report would be stuck too.
 	turning sync.Mutex
 
 	mailbox sync.Mutex // guards the two below
@@ -340,7 +341,7 @@ func (l *loop) unlocked(f func()) {
 func (l *loop) touchHolder(ev event) {
 	s := l.holders[ev.socket]
 	if s != nil { // else it is about nothing of ours
-		s.touch(ev.ready & s.armed)
+		s.touch(ev.ready & s.armed) // the event may be of one that had the number before
 	}
 }
 
@@ -362,7 +363,8 @@ func (l *loop) callMail() {
 //
 // Nobody is due before earliest, and so the seats are looked at only when it has passed. It is then
 // found anew among those that are not due. Those that are take a step, and arm adds the deadline
-// that they have after it.
+// that they have after it. (Since arm only lowers it, earliest can be a time at which nobody is due
+// any more. That costs a turn in which nothing happens.)
 func (l *loop) touchOverdue() {
 	if l.now < l.earliest {
 		return
@@ -432,7 +434,8 @@ func (s *seat) touch(ready readiness) {
 }
 
 // step lets the machine take a step, and then waits for what it wants. A seat that was handed over
-// meanwhile is touched again, so its next machine takes a step too, and is asked after that.
+// meanwhile is touched again, so its next machine takes a step too, and is asked after that. It
+// begins without readiness: what the socket still has is reported again.
 func (s *seat) step() {
 	ready := s.ready
 	s.ready = 0
@@ -514,7 +517,7 @@ func (s *seat) giveUp() {
 
 // ---- The log ----
 
-// logger writes the log of -v, in the form of the recipe.
+// logger writes the log of -v, and of the recipe, as echomux without arguments is called here.
 type logger struct {
 	w       io.Writer
 	verbose bool
@@ -652,7 +655,8 @@ func (l *listener) deadline() time.Duration {
 	return never
 }
 
-// step accepts what waits in the backlog. After a pause the poller tells whether anybody does.
+// step accepts what waits in the backlog. The end of a pause brings no readiness, as nothing was
+// watched: from now on the poller tells again whether anybody waits.
 func (l *listener) step(ready readiness) {
 	if l.paused && l.server.loop.now >= l.resume {
 		l.paused = false
@@ -669,8 +673,8 @@ func (l *listener) step(ready readiness) {
 		case err == errWouldBlock:
 			return
 		case i > 0:
-			// Perhaps nobody waits any more: Linux takes a descriptor before it looks at the
-			// backlog. If somebody does, the next step begins with this failure.
+			// Perhaps the backlog is empty: Linux looks for a free descriptor first, and says
+			// that there is none. If somebody does wait, the next step begins with this failure.
 			return
 		default:
 			l.pause(err)
@@ -930,9 +934,10 @@ func (in *input) readBeside(gap []byte) {
 	})
 }
 
-// gap is where the next read goes. It has room for a full read, or it reaches the end of the ring,
-// and the next gap begins at the ring's begin. A smaller one is not worth a read, and grows as
-// bytes are settled. When all are, the whole ring is free, so there is a gap.
+// gap is where the next read goes, in one piece, so it ends at the end of the ring at the latest.
+// Say a ring of 1024 KiB has taken 900, of which 200 are settled: 324 are free, and the gap is the
+// 124 up to the end. What is less than that, and less than a full read, is not worth one, and there
+// is no gap until more bytes are settled. When all are, the whole ring is free.
 func (in *input) gap(settled int64) []byte {
 	size := int64(len(in.ring))
 	free := settled + size - in.taken
@@ -1109,7 +1114,7 @@ func judgeEcho(f facts) outcome {
 		return goOn
 	case peerGone:
 		return peerEnded
-	case f.silent && f.out == isBroken: // nothing more can be read of what came before
+	case f.silent && f.out == isBroken: // what the peer sent before it went has had its time to come
 		return peerEnded
 	case f.silent:
 		return tooSilent
@@ -1312,8 +1317,9 @@ func (d *dial) noteCause(err error) {
 }
 
 // connectNext goes on to the next address that can be begun with. Without one the connection has
-// failed. If this machine lacks something, the run ends: all that were not begun yet would fail
-// alike, and are counted so, and those under way stay unfinished.
+// failed. If this machine lacks something, the run ends. All that were not begun yet would fail
+// alike, so they are counted with this one, and as begun, or the next that fails in this turn would
+// count them again. Those under way stay unfinished.
 func (d *dial) connectNext() {
 	for d.tried < len(d.client.addrs) && !d.lacks() {
 		err := d.connect()
@@ -1326,7 +1332,7 @@ func (d *dial) connectNext() {
 	d.conn.finish(status, f)
 	if d.lacks() {
 		t := d.client.tally
-		t.count(status, f, t.n-t.begun) // beside this one, which finish has counted
+		t.count(status, f, t.n-t.begun) // finish has counted this one
 		t.begun = t.n
 		d.client.loop.stopped = true
 	}
@@ -1432,8 +1438,10 @@ type exchange struct {
 	inputEnd   int64         // end of the source when inputIdle was looked at
 	acked      int64         // offset that the peer's kernel is known to have, our FIN as one (eof)
 	ackLook    time.Duration // when to look at that again, once both halves have ended (eof)
-	moved      time.Duration // when the last byte was sent, or was read and handed on
-	gone       time.Duration // when the peer first was known to have ended; never: it was not
+
+	// For the texts alone.
+	moved time.Duration // when the last byte was sent, or was read and handed on
+	gone  time.Duration // when the peer first was known to have ended; never: it was not
 }
 
 func newExchange(conn *connection) *exchange {
@@ -1488,7 +1496,9 @@ func (x *exchange) deadline() time.Duration {
 		return atOnce
 	}
 	by := min(x.idle.deadline(), x.inputIdle.deadline())
-	if x.out == isOpen && x.settled() == x.source.end() { // in eof there are no rounds: check
+	// The next round waits until this one is settled; its due time may have passed before. (Rounds
+	// belong to echo: in eof the one block is always due.)
+	if x.out == isOpen && x.settled() == x.source.end() {
 		by = min(by, x.source.due())
 	}
 	if x.out == hasEnded && x.in == hasEnded {
@@ -1497,9 +1507,11 @@ func (x *exchange) deadline() time.Duration {
 	return by
 }
 
-// step: the order of its lines is that of causes and effects. What a line makes possible is tried
-// below it, in the same step, since no event will tell of it: bytes that are settled make room for
-// input, input can be sent, the end of the input sends our FIN. Above, it would wait for ever.
+// step: the order of its lines is that of causes and effects. Bytes that are settled make room for
+// input, input can be sent, the end of the input sends our FIN. What a line makes possible is tried
+// below it, in the same step, since no event will tell of it. Were send above receive, the last
+// bytes to come back would leave an empty ring that nobody fills: nothing is owed any more, so
+// nothing would ever wake the machine.
 func (x *exchange) step(ready readiness) {
 	if ready&readable != 0 {
 		x.receive() // settles bytes, so that the ring has room, and the next round may begin
@@ -1515,7 +1527,8 @@ func (x *exchange) step(ready readiness) {
 }
 
 // receive reads once; level triggering reports what is left. A read of 0 bytes is EOF. But a kernel
-// tells of a reset only once: if a write was told, reads say 0 bytes after it, and that is no FIN.
+// tells of a reset only once: if a write was told, reads say 0 bytes after it, and the log must not
+// call that a FIN.
 func (x *exchange) receive() {
 	n, err := x.loop.sockets.read(x.conn.seat.socket, x.client.buffer)
 	switch {
@@ -1690,19 +1703,20 @@ func (x *exchange) runClocks() {
 	}
 }
 
-// peerOwes: bytes that it does not take, or that are not back, its end after ours, or whatever
-// explains a broken write.
+// peerOwes: does the peer owe a sign of life?
 func (x *exchange) peerOwes() bool {
-	if x.echo && x.in != isOpen {
-		return false // nothing more can come
-	}
-	if x.bufferFull || x.out == isBroken {
+	switch {
+	case x.echo && x.in != isOpen: // nothing more can come
+		return false
+	case x.bufferFull: // it does not take what we send
 		return true
-	}
-	if x.echo {
+	case x.out == isBroken: // what it sent before may still come, and tell more
+		return true
+	case x.echo: // bytes that are not back
 		return x.conn.returned < x.conn.sent
 	}
-	return x.acked < x.offset() || x.out == hasEnded && x.in == isOpen
+	finOwed := x.out == hasEnded && x.in == isOpen // ours is out, the peer's is not in
+	return x.acked < x.offset() || finOwed
 }
 
 // inputOwes: the peer has ended, all that was read of standard input has done its work, and only
@@ -1769,7 +1783,7 @@ func (x *exchange) explain(verdict outcome) (status int, f *failure) {
 	switch verdict {
 	case wrongByte:
 		if x.wrong.surplus && x.broke != nil {
-			return exitExchange, x.broke // a write that failed may have sent a part
+			return exitExchange, x.broke // a failed write may have sent a part, and this is its echo
 		}
 		return exitExchange, &failure{"compare", x.wrong}
 	case localFailure:
@@ -2039,10 +2053,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return s.run()
 }
 
-// startRuntimePoller has the Go runtime make its own poller now, while there are descriptors. It
-// makes one for the first timer, say its collector's, or the first socket of package net, and ends
-// the process if it cannot. So a trial tells first whether there is room, and then the sleep sets a
-// timer.
+// startRuntimePoller has the Go runtime make its own poller now. It makes that when it first needs
+// it, for a timer (its collector sets some) or for a socket of package net, and if no descriptors
+// are left by then it ends the process. Here the sleep sets a timer. But first another of our own
+// pollers tells whether there is room, and is closed again.
 func startRuntimePoller() error {
 	trial, err := newPoller()
 	if err != nil {
@@ -2138,7 +2152,7 @@ func (s *session) run() int {
 	s.begin()
 	s.loop.turning.Unlock()
 	err := s.loop.run()
-	s.loop.turning.Lock() // whoever reports holds it for good
+	s.loop.turning.Lock() // for good: from here on a signal comes too late
 	if err != nil {
 		s.fail(exitLocal, &failure{"poller", err})
 	}
@@ -2204,7 +2218,7 @@ func (s *session) catchSignals() {
 // endBy ends the process because of a signal. It reports in the loop's place as soon as no turn is
 // under way: the loop may be stuck in a write to standard output, or in a file system that hangs.
 // If it is stuck in standard error, the time limit holds. Where descriptors have run out there is
-// no limit: for its timer the Go runtime might want one, and end the process otherwise.
+// no limit: its timer might need the Go runtime's poller, for which there is no room.
 func (s *session) endBy(status int) {
 	atLast := status
 	if s.options.serve {
@@ -2901,7 +2915,8 @@ func bucketOf(d time.Duration) int {
 	return shift*bucketsPerPower + int(d>>shift)
 }
 
-// bucketMiddle is the value that stands for all of a bucket.
+// bucketMiddle is the value that stands for all of a bucket: what bucketOf shifted out is unknown,
+// and taken for half of what it can be. From 16 ns on the quotient of i and 16 is the shift and 1.
 func bucketMiddle(i int) time.Duration {
 	shift := max(0, i/bucketsPerPower-1)
 	first := time.Duration(i-shift*bucketsPerPower) << shift

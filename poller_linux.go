@@ -230,9 +230,9 @@ func noPort(to netip.Addr) error {
 
 // connectResult: SO_ERROR is cleared by being read, so its value has to be acted on. 0 means that
 // connect has not failed; whether it is done, only the peer's name tells. ENOTCONN says that it is
-// pending. On XNU there is EINVAL too, which no Linux says: both directions have ended (getpeername
-// in its bsd/kern/uipc_syscalls.c), so a reset or a refusal has come since SO_ERROR was read. It
-// waits there now, and as the socket stays ready, the poller reports it again.
+// pending. So does EINVAL, which only XNU says (getpeername in its bsd/kern/uipc_syscalls.c): both
+// directions have ended since SO_ERROR was read. It holds the reason now, the poller reports the
+// socket again, and the next call tells.
 func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
@@ -465,7 +465,8 @@ func newClock() func() time.Duration {
 // newResolver is Go's own resolver, however echomux was built. It waits five seconds for an answer
 // before it asks the next name server (resolv.conf(5), timeout), which is more than a run has. So
 // the first try of each question at each server ends after a second. The second try has all of
-// the resolver's time, and a server that is merely slow still answers.
+// the resolver's time, and a server that is merely slow still answers. For each try the resolver
+// dials, sets a deadline, and writes the question (package net, dnsclient_unix.go).
 func newResolver() *net.Resolver {
 	tries := &firstTries{asked: make(map[string]bool)}
 	return &net.Resolver{PreferGo: true, Dial: tries.dial}
@@ -508,10 +509,10 @@ type questionConn struct {
 	tries  *firstTries
 }
 
-// Write sends the question. The first try's deadline takes the place of the one that the resolver
-// has set. It may be later, and no harm is done: the loop has its own for the whole look-up. Two
-// bytes of a question are drawn anew for each try; the others tell one from another (RFC 1035
-// section 4.1).
+// Write sends the question. At the first try a deadline of our own takes the place of the one that
+// the resolver has set. Ours may be the later one, and no harm is done: the loop has its own for
+// the whole look-up. The first two bytes of a question are drawn anew for each try, so the others
+// tell whether it was asked before (RFC 1035 section 4.1).
 func (c *questionConn) Write(query []byte) (int, error) {
 	if c.tries.isFirst(c.server, string(query[2:])) {
 		c.SetDeadline(time.Now().Add(firstTryTime)) // can only fail on a closed connection

@@ -306,6 +306,11 @@ func wakeBefore(p platform) {
 		p.Errorf("the wake-up is an event: %v", ready)
 	}
 	p.quiet()
+	p.wake()
+	n, err := p.wait(make([]event, 1), -1)
+	if n != 0 || err != nil {
+		p.Errorf("%d events, %v, of a wait without a limit", n, err)
+	}
 	for range 3 {
 		p.wake()
 	}

@@ -90,10 +90,13 @@ func TestPollerFails(t *testing.T) {
 		t.Errorf("%d events after close", n)
 	}
 	call := "epoll_wait"
+	changeCall := "epoll_ctl"
 	if runtime.GOOS == "darwin" || emulated() {
 		call = "kevent"
+		changeCall = "kevent"
 	}
 	wantCall(t, call, err, unix.EBADF)
+	wantCall(t, changeCall, p.change(none, 0, readable), unix.EBADF)
 	wantCall(t, "close", p.close(), unix.EBADF)
 }
 
