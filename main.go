@@ -112,8 +112,8 @@ type event struct {
 // hung up. While connect is pending it is watched for writable alone, since on kqueue a filter for
 // reading can take the error away.
 type poller interface {
-	// change has s watched for want. It was watched for was until now, and the two differ. If want
-	// is nothing, it is taken out of the poller, or its hang-up would be reported for ever.
+	// change has s watched for want, and no longer for was, what it was watched for; the two differ.
+	// If want is nothing, it is taken out of the poller, or its hang-up would be reported for ever.
 	change(s socket, was, want readiness) error
 
 	// forget takes s out of the poller, before it is closed. Where the kernel keeps the list of
@@ -200,7 +200,7 @@ var (
 	_ func(file *os.File) inputKind = kindOfInput
 	_ func(pipe *os.File, size int) = widenPipe        // has it hold that many bytes, if it can
 	_ func(err error) bool          = readerGone       // is err that of a pipe without a reader?
-	_ time.Duration                 = terminalEOFDelay // till a terminal's EOF is no Ctrl-C
+	_ time.Duration                 = terminalEOFDelay // Windows shows Ctrl-C as an EOF at first
 	_ [3]os.Signal                  = [...]os.Signal{sigTerm, sigHup, sigPipe}
 )
 
@@ -266,9 +266,9 @@ type loop struct {
 	watching func(machine, readiness) // is told of each new interest; nil: nobody is
 
 	// turning is held while a turn is under way. The loop lets go of it only around what can be
-	// stuck, and what was counted by then is whole: the poller, a write to standard output, a read
-	// of a regular file. The one other goroutine that takes it is that of a signal, to report and
-	// to end the process. A log to standard error keeps it: the report would be stuck too.
+	// stuck: the poller, a write to standard output, a read of a regular file. (All numbers are fit
+	// to be reported then.) The one other goroutine that takes it is that of a signal, to report
+	// and to end the process. A log to standard error keeps it: the report would be stuck too.
 	turning sync.Mutex
 
 	mailbox sync.Mutex // guards the two below
@@ -341,7 +341,7 @@ func (l *loop) unlocked(f func()) {
 func (l *loop) touchHolder(ev event) {
 	s := l.holders[ev.socket]
 	if s != nil { // else it is about nothing of ours
-		s.touch(ev.ready & s.armed) // the event may be of one that had the number before
+		s.touch(ev.ready & s.armed) // an event may be wrong: no machine gets what it did not ask for
 	}
 }
 
@@ -936,8 +936,9 @@ func (in *input) readBeside(gap []byte) {
 
 // gap is where the next read goes, in one piece, so it ends at the end of the ring at the latest.
 // Say a ring of 1024 KiB has taken 900, of which 200 are settled: 324 are free, and the gap is the
-// 124 up to the end. What is less than that, and less than a full read, is not worth one, and there
-// is no gap until more bytes are settled. When all are, the whole ring is free.
+// 124 up to the end. A place that neither reaches the end nor holds a full read is not worth one:
+// when 1300 are taken and 400 settled, 124 are free in the middle, and there is no gap until more
+// is settled. When all is, the whole ring is free.
 func (in *input) gap(settled int64) []byte {
 	size := int64(len(in.ring))
 	free := settled + size - in.taken
@@ -1075,7 +1076,7 @@ type facts struct {
 	acknowledged bool       // the peer's kernel has all that was sent, our FIN included (eof)
 	out          half       // from us to the peer
 	in           half       // from the peer to us
-	silent       bool       // the peer owes something, and was silent for too long
+	silent       bool       // the peer owes something (peerOwes), and was silent for too long
 	inputSilent  bool       // the peer has ended, and standard input was silent for too long
 }
 
@@ -1318,8 +1319,8 @@ func (d *dial) noteCause(err error) {
 
 // connectNext goes on to the next address that can be begun with. Without one the connection has
 // failed. If this machine lacks something, the run ends. All that were not begun yet would fail
-// alike, so they are counted with this one, and as begun, or the next that fails in this turn would
-// count them again. Those under way stay unfinished.
+// alike, and are counted with this one. Then none is left to be begun, or to be counted by others
+// of this turn that fail too. Those under way stay unfinished.
 func (d *dial) connectNext() {
 	for d.tried < len(d.client.addrs) && !d.lacks() {
 		err := d.connect()
@@ -1496,8 +1497,7 @@ func (x *exchange) deadline() time.Duration {
 		return atOnce
 	}
 	by := min(x.idle.deadline(), x.inputIdle.deadline())
-	// The next round waits until this one is settled; its due time may have passed before. (Rounds
-	// belong to echo: in eof the one block is always due.)
+	// The next round waits until this one is settled, even if its time has come.
 	if x.out == isOpen && x.settled() == x.source.end() {
 		by = min(by, x.source.due())
 	}
@@ -1509,9 +1509,9 @@ func (x *exchange) deadline() time.Duration {
 
 // step: the order of its lines is that of causes and effects. Bytes that are settled make room for
 // input, input can be sent, the end of the input sends our FIN. What a line makes possible is tried
-// below it, in the same step, since no event will tell of it. Were send above receive, the last
-// bytes to come back would leave an empty ring that nobody fills: nothing is owed any more, so
-// nothing would ever wake the machine.
+// below it, in the same step, since no event will tell of it. Were halfClose above send, no FIN
+// would follow the last bytes: nothing is left to be sent, so nothing would wake the machine, and
+// the peer waits for that FIN.
 func (x *exchange) step(ready readiness) {
 	if ready&readable != 0 {
 		x.receive() // settles bytes, so that the ring has room, and the next round may begin
@@ -1675,8 +1675,9 @@ func (x *exchange) countAcks() {
 	}
 }
 
-// findReset asks for an error that came after the peer's FIN, since nothing is read any more. What
-// is neither of these two is the network's word on a connection that goes on trying.
+// findReset asks for an error that came after the peer's FIN, when nothing is read any more, and
+// words it as the read would have done. Another error than these two is what a router has said of a
+// connection that still goes on (ICMP).
 func (x *exchange) findReset() {
 	err := x.loop.sockets.pendingError(x.conn.seat.socket)
 	if err == errReset || err == errTimedOut {
@@ -1854,7 +1855,8 @@ func (x *exchange) silence() string {
 	return text
 }
 
-// drain is the machine that waits for the peer's FIN after ours, for a moment.
+// drain is the machine that waits for the peer's FIN after ours, for a moment. The job is done, so
+// an error is as good as the FIN, and so is the end of the moment.
 type drain struct {
 	conn   *connection
 	client *client
@@ -2055,8 +2057,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 
 // startRuntimePoller has the Go runtime make its own poller now. It makes that when it first needs
 // it, for a timer (its collector sets some) or for a socket of package net, and if no descriptors
-// are left by then it ends the process. Here the sleep sets a timer. But first another of our own
-// pollers tells whether there is room, and is closed again.
+// are left by then it ends the process (netpollinit in its netpoll_epoll.go). Here the sleep sets a
+// timer. But first another of our own pollers tells whether there is room, and is closed again.
 func startRuntimePoller() error {
 	trial, err := newPoller()
 	if err != nil {
@@ -2297,7 +2299,7 @@ func (s *session) gather() {
 		case len(data) == 0 && s.options.until == untilEcho:
 			s.fail(exitLocal, errNothing)
 		default:
-			s.client.block = data
+			s.client.block = data // not nil, even if it is empty
 			s.withAddresses(s.connectAll)
 		}
 	})
@@ -2916,7 +2918,7 @@ func bucketOf(d time.Duration) int {
 }
 
 // bucketMiddle is the value that stands for all of a bucket: what bucketOf shifted out is unknown,
-// and taken for half of what it can be. From 16 ns on the quotient of i and 16 is the shift and 1.
+// and taken for half of what it can be. From 16 ns on, i/16 is the shift plus one.
 func bucketMiddle(i int) time.Duration {
 	shift := max(0, i/bucketsPerPower-1)
 	first := time.Duration(i-shift*bucketsPerPower) << shift

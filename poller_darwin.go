@@ -242,8 +242,8 @@ func noPort(to netip.Addr) error {
 // connectResult: SO_ERROR is cleared by being read, so its value has to be acted on. 0 means that
 // connect has not failed; whether it is done, only the peer's name tells. ENOTCONN says that it is
 // pending. So does EINVAL, which only XNU says (getpeername in its bsd/kern/uipc_syscalls.c): both
-// directions have ended since SO_ERROR was read. It holds the reason now, the poller reports the
-// socket again, and the next call tells.
+// directions have ended since SO_ERROR was read. The reason is in SO_ERROR now, the poller reports
+// the socket again, and the next call tells.
 func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
