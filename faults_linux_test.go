@@ -143,7 +143,7 @@ func TestFaultPorts(t *testing.T) {
 		t.Skip(err)
 	}
 	itself := 0
-	for i := range 20 {
+	for i := 0; i < 20 || i < 200 && itself == 0; i++ { // what met itself may be in TIME_WAIT for long
 		r, _ := faultRun(t, "127.0.0.1", strconv.Itoa(40000+i%2), "hello")
 		r.wantLine(t, 3, "failed", "sent=0 returned=0", "127.0.0.1: connection refused*")
 		r.wantStdout(t, "")
@@ -151,8 +151,8 @@ func TestFaultPorts(t *testing.T) {
 			itself++
 		}
 	}
-	if itself < 5 {
-		t.Errorf("%d of 20 have met themselves", itself)
+	if itself == 0 {
+		t.Error("none has met itself")
 	}
 	_, port := serve(t, "127.0.0.1:9", lingers)
 	held := []*net.TCPConn{dialServer(t, "127.0.0.1", port), dialServer(t, "127.0.0.1", port)}

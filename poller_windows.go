@@ -329,8 +329,6 @@ func (system) setNonblock(s socket) error {
 	return nil
 }
 
-// connect: WSAEADDRINUSE says that no local port is free. WSAECONNABORTED comes before there is a
-// connection, and so is no reset.
 func (system) connect(s socket, to netip.AddrPort) error {
 	sa, err := sockaddr(to)
 	if err != nil {
@@ -343,6 +341,15 @@ func (system) connect(s socket, to netip.AddrPort) error {
 	switch err {
 	case windows.WSAEWOULDBLOCK, windows.WSAEINPROGRESS, windows.WSAEALREADY:
 		return nil
+	}
+	return connectFault(err)
+}
+
+// connectFault is what a failure to connect comes to, told at once or by SO_ERROR. WSAEADDRINUSE
+// says that no local port is free. WSAECONNABORTED comes before there is a connection, and so is no
+// reset.
+func connectFault(err error) error {
+	switch err {
 	case windows.WSAEADDRINUSE:
 		return errNoPort
 	case windows.WSAECONNABORTED:
@@ -360,13 +367,10 @@ func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 	if err != nil {
 		return local, peer, fault("getsockopt", err)
 	}
-	switch windows.Errno(errno) {
-	case 0:
+	if errno == 0 {
 		return endNames(s)
-	case windows.WSAECONNABORTED: // before there was a connection
-		return local, peer, os.NewSyscallError("connect", windows.WSAECONNABORTED)
 	}
-	return local, peer, fault("connect", windows.Errno(errno))
+	return local, peer, connectFault(windows.Errno(errno))
 }
 
 // endNames are both ends of a connection, as connectResult has to say them. WSAENOTCONN: it was

@@ -2,8 +2,10 @@ package main
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,6 +41,83 @@ func TestFailingCalls(t *testing.T) {
 		{"select", selectErr},
 	} {
 		wantCall(t, row.call, row.err, windows.WSAENOTSOCK)
+	}
+}
+
+// TestConnectNumbers: what Winsock's numbers mean of connect, and the call by its name else.
+func TestConnectNumbers(t *testing.T) {
+	for number, want := range map[windows.Errno]error{
+		windows.WSAEADDRINUSE:    errNoPort,
+		windows.WSAECONNREFUSED:  errRefused,
+		windows.WSAETIMEDOUT:     errTimedOut,
+		windows.WSAEADDRNOTAVAIL: errNoAddress,
+	} {
+		err := connectFault(number)
+		if err != want {
+			t.Errorf("%v: %v, want %v", number, err, want)
+		}
+	}
+	for _, number := range []windows.Errno{windows.WSAECONNABORTED, windows.WSAENETUNREACH} {
+		wantCall(t, "connect", connectFault(number), number)
+	}
+	nowhere := netip.MustParseAddrPort("[fe80::1%no-such-zone]:9")
+	err := system{}.connect(socket(windows.InvalidHandle), nowhere)
+	if err == nil || !strings.Contains(err.Error(), "zone") {
+		t.Errorf("to no zone: %v", err)
+	}
+}
+
+// TestFailingIoctlsocket: whoever needs a non-blocking socket fails without it. A function that
+// returns no 0 takes the place of Winsock's, so no other test may run beside this one.
+func TestFailingIoctlsocket(t *testing.T) {
+	var k system
+	at := netip.MustParseAddrPort("127.0.0.1:0")
+	listener, bound, err := k.listen(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.close(listener)
+	client, err := net.Dial("tcp", bound.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	before := procIoctlsocket
+	defer func() { procIoctlsocket = before }()
+	procIoctlsocket = kernel32.NewProc("GetCurrentProcessId")
+	_, pollerErr := newPoller()
+	_, _, listenErr := k.listen(at)
+	acceptErr := errWouldBlock
+	for acceptErr == errWouldBlock {
+		_, _, acceptErr = k.accept(listener)
+	}
+	for what, err := range map[string]error{
+		"setNonblock": k.setNonblock(listener),
+		"newPoller":   pollerErr,
+		"listen":      listenErr,
+		"accept":      acceptErr,
+	} {
+		var named *os.SyscallError
+		if !errors.As(err, &named) || named.Syscall != "ioctlsocket" {
+			t.Errorf("%s: %v, want a failure of ioctlsocket", what, err)
+		}
+	}
+}
+
+// TestNoSuchSocket: a family that there is not, and a zone.
+func TestNoSuchSocket(t *testing.T) {
+	s, err := newSocket(-2, windows.SOCK_STREAM, windows.IPPROTO_TCP)
+	if err == nil {
+		t.Errorf("a socket of no family: %v", s)
+	}
+	local := netip.MustParseAddr("fe80::1%no-such-zone")
+	_, err = system{}.openSocket(netip.MustParseAddrPort("[fe80::2]:9"), local)
+	if err == nil || !strings.Contains(err.Error(), "zone") {
+		t.Errorf("a local address in no zone: %v", err)
+	}
+	_, _, err = system{}.listen(netip.AddrPortFrom(local, 0))
+	if err == nil || !strings.Contains(err.Error(), "zone") {
+		t.Errorf("listening in no zone: %v", err)
 	}
 }
 
