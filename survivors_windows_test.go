@@ -67,6 +67,16 @@ func TestConnectNumbers(t *testing.T) {
 	}
 }
 
+// TestPendingRefusal: SO_ERROR has what became of a connect.
+func TestPendingRefusal(t *testing.T) {
+	p := newPlatform(t)
+	at, _ := closedPort(t)
+	s := p.connecting(netip.MustParseAddrPort(at))
+	p.watch(s, writable)
+	p.await(s, writable)
+	p.want("pendingError", p.net.pendingError(s), errRefused)
+}
+
 // TestFailingIoctlsocket: whoever needs a non-blocking socket fails without it. A function that
 // returns no 0 takes the place of Winsock's, so no other test may run beside this one.
 func TestFailingIoctlsocket(t *testing.T) {

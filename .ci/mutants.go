@@ -118,7 +118,7 @@ const quickTests = `^Test(Acts|EveryLetter|Gap|Compare|Rates|Figures|Printable|A
 const nearestOfBackends = `^Test(Seam|Clock|KindOf|ProcInput|WidePipe|Backlog|InputMode|Terminal|ReaderGone|` +
 	`ErrorNumbers|NoDescriptors|Deferred|Retransmits|ConnectToItself|Doubt|Exclusive|Failing|` +
 	`PollerFails|PollerCloses|WakesDo|Interrupted|ConnectErrors|CloseWrite|Address|WaitTimes|` +
-	`EveryCall|FinUnack|SelfConnectN|NoSuch|ConnectNum)`
+	`EveryCall|FinUnack|SelfConnectN|NoSuch|ConnectNum|Pending)`
 
 const quickOnes = `always-writable wait-rounded-down wake-not-consumed closed-while-watched ` +
 	`step-in-the-batch blocking-connect self-connect short-write-is-whole send-then-read ` +
