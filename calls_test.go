@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What only a kernel in trouble shows: calls that hardly ever fail. strace has them fail.
@@ -88,7 +89,7 @@ var failingCalls = []failingCall{
 	{"write", "error=EINTR", "1", echoOnce, 0, ""},
 	{"shutdown", "error=EBADF", "1", echoOnce, 0, ""},
 	{"shutdown", "error=EBADF", "1", eofOnce, 1, "shutdown: bad file descriptor"},
-	{"shutdown", "error=ENOTCONN", "1", eofOnce, 5, "timed out after 1s of silence (*)"},
+	{"shutdown", "error=ENOTCONN", "1", eofOnce, 5, "timed out after 3s of silence (*)"},
 	{"ioctl", "error=EINVAL", "1+", eofOnce, 0, ""},
 	{"close", "error=EIO", "1+", echoOnce, 0, ""},
 	{"socket", "error=EACCES", "1", listens, 6, "listen *: socket: permission denied"},
@@ -212,12 +213,17 @@ func traced(t *testing.T, strace, call, fault, args string) (r result, log strin
 	}
 	words := strings.Fields(strings.Replace(args, "PORT", port, 1))
 	if args != listens {
-		words = append([]string{"-connect-timeout", "1s", "-io-timeout", "1s"}, words...)
+		words = append([]string{"-connect-timeout", "3s", "-io-timeout", "3s"}, words...)
 	}
-	r = command(t, "locked", launcher, words...).start(t).end(t)
-	if strings.Contains(r.stderr, "ptrace") {
-		t.Skip(r.stderr)
+	p := command(t, "locked", launcher, words...).start(t)
+	select {
+	case <-p.over:
+	case <-time.After(hang):
 	}
+	if strings.Contains(p.stderr.String(), "ptrace") {
+		t.Skip(p.stderr)
+	}
+	r = p.end(t)
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)

@@ -26,6 +26,15 @@ func init() {
 	}
 }
 
+// TestProgressWhileConnecting: a line of progress names no peer before there is one.
+func TestProgressWhileConnecting(t *testing.T) {
+	t.Parallel()
+	at := fullBacklog(t, "127.0.0.1", 0)
+	r := echomux(t, nil, "-progress", "200ms", "-connect-timeout", "700ms", at.String(), "hello")
+	r.wantLine(t, 4, "failed", "sent=0 returned=0", "127.0.0.1: timed out")
+	r.lines[0].want(t, "progress", "sent=0 returned=0 mbit_s=0.00", "")
+}
+
 // fullBacklog is an address on ip where a connect stays pending: the one place in the queue is
 // taken, and nobody accepts. With port 0 the kernel chooses one.
 func fullBacklog(t testing.TB, ip string, port uint16) netip.AddrPort {

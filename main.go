@@ -845,11 +845,11 @@ type messages struct {
 
 // refill begins the next round if it is time.
 func (m *messages) refill(settled int64) {
-	if settled < m.end() || m.state() == ended {
+	if settled < m.end() {
 		return
 	}
 	now := m.clock()
-	if now >= m.due() {
+	if now >= m.due() { // never, after the last one
 		m.begun++
 		m.began = now
 	}

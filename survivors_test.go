@@ -1354,6 +1354,42 @@ func TestEveryLetter(t *testing.T) {
 	}
 }
 
+// stepper is a machine that counts its steps, and wants to read.
+type stepper struct{ steps int }
+
+func (s *stepper) step(readiness)          { s.steps++ }
+func (s *stepper) interest() readiness     { return readable }
+func (s *stepper) deadline() time.Duration { return never }
+
+// TestGivenUp: what comes for a seat after its end does nothing, and its neighbours stay. A seat
+// without a socket is no matter of the poller's.
+func TestGivenUp(t *testing.T) {
+	t.Parallel()
+	k := newStage(t)
+	l := newLoop(stagePoller{k}, k, func() time.Duration { return k.now })
+	machines := []*stepper{{}, {}, {}}
+	var seats []*seat
+	for _, m := range machines {
+		seats = append(seats, l.sit(m))
+	}
+	l.stepTouched()
+	seats[0].giveUp()
+	seats[0].giveUp()
+	for _, s := range seats {
+		s.touch(readable)
+		if s.armed != 0 {
+			t.Errorf("seat %d has no socket and is watched for %d", s.index, s.armed)
+		}
+	}
+	l.stepTouched()
+	if machines[0].steps != 1 || machines[1].steps != 2 || machines[2].steps != 2 {
+		t.Errorf("steps: %d, %d, %d", machines[0].steps, machines[1].steps, machines[2].steps)
+	}
+	if len(l.seats) != 2 || seats[1].index+seats[2].index != 1 || l.seats[seats[1].index] != seats[1] {
+		t.Errorf("%d seats are left", len(l.seats))
+	}
+}
+
 // wantCall checks that err is number, under a call's name.
 func wantCall(t *testing.T, call string, err error, number error) {
 	t.Helper()

@@ -112,7 +112,7 @@ var nearest = []struct{ function, tests string }{
 var lookUp = regexp.MustCompile(`^(newResolver|firstTries|questionConn)`)
 
 // quickTests take a second together, and know main.go to the letter.
-const quickTests = `^Test(Acts|EveryLetter|Gap|Compare|Rates|Figures|Printable|AddressForms|` +
+const quickTests = `^Test(Acts|EveryLetter|GivenUp|Gap|Compare|Rates|Figures|Printable|AddressForms|` +
 	`OnePoller|PortTries|LogAllocatesNothing|Spread|Quoted)$`
 
 const nearestOfBackends = `^Test(Seam|Clock|KindOf|ProcInput|WidePipe|Backlog|InputMode|Terminal|ReaderGone|` +
