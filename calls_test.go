@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -215,7 +216,13 @@ func traced(t *testing.T, strace, call, fault, args string) (r result, log strin
 	if args != listens {
 		words = append([]string{"-connect-timeout", "3s", "-io-timeout", "3s"}, words...)
 	}
-	p := command(t, "locked", launcher, words...).start(t)
+	p := command(t, "locked", launcher, words...)
+	if p.SysProcAttr == nil {
+		p.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	p.SysProcAttr.Setpgid = true // what strace runs outlives it, where a call has not failed as wanted
+	t.Cleanup(func() { syscall.Kill(-p.Process.Pid, syscall.SIGKILL) })
+	p.start(t)
 	select {
 	case <-p.over:
 	case <-time.After(hang):
