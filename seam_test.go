@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -129,9 +130,12 @@ func (p platform) watch(s socket, want readiness) {
 	p.watched[s] = want
 }
 
-// shut closes s.
+// shut closes s, while no child of another test has its descriptor too, as it has from its fork to
+// its exec: that would keep the socket in the poller.
 func (p platform) shut(s socket) {
 	p.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	p.forget(s)
 	delete(p.watched, s)
 	p.must("close", p.net.close(s))
