@@ -243,17 +243,15 @@ var opens = map[string]bool{
 	"socket": true, "accept4": true, "epoll_create1": true, "eventfd2": true,
 }
 
-var callOf = regexp.MustCompile(`^(\w+)\((\d*).*\) += (-?\d+)`)
-
 // callsBefore counts the calls of that name before the first on a descriptor that was opened here.
 func callsBefore(log, name string) (n int) {
 	var own []string
 	for _, call := range wholeCalls(ofFirstThread(log)) {
-		found := callOf.FindStringSubmatch(call)
+		found := straceCall.FindStringSubmatch(call)
 		switch {
 		case found == nil:
 		case opens[found[1]]:
-			own = append(own, found[3])
+			own = append(own, found[4])
 		case found[1] == name && slices.Contains(own, found[2]):
 			return n
 		case found[1] == name:
@@ -263,7 +261,11 @@ func callsBefore(log, name string) (n int) {
 	return n
 }
 
-var straceLine = regexp.MustCompile(`^(\d+) +(?:<\.\.\. \w+ resumed>)?(.*)$`)
+// The lines of a strace log, and what a call in it says: name, descriptor, the rest, result, errno.
+var (
+	straceLine = regexp.MustCompile(`^(\d+) +(?:<\.\.\. \w+ resumed>)?(.*)$`)
+	straceCall = regexp.MustCompile(`^(\w+)\((\d+|)(.*)\)\s+= (-?\w+)(.*)$`)
+)
 
 // wholeCalls are the calls of strace's log, those in one piece that it shows in two.
 func wholeCalls(log string) (calls []string) {
@@ -304,11 +306,11 @@ func ofFirstThread(log string) string {
 func leftOpen(log string) (calls []string) {
 	open := make(map[string]string)
 	for _, call := range wholeCalls(log) {
-		found := callOf.FindStringSubmatch(call)
+		found := straceCall.FindStringSubmatch(call)
 		switch {
 		case found == nil:
-		case opens[found[1]] && !strings.HasPrefix(found[3], "-"):
-			open[found[3]] = call
+		case opens[found[1]] && !strings.HasPrefix(found[4], "-"):
+			open[found[4]] = call
 		case found[1] == "close":
 			delete(open, found[2])
 		}

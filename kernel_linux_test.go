@@ -26,15 +26,6 @@ func init() {
 	}
 }
 
-// TestProgressWhileConnecting: a line of progress names no peer before there is one.
-func TestProgressWhileConnecting(t *testing.T) {
-	t.Parallel()
-	at := fullBacklog(t, "127.0.0.1", 0)
-	r := echomux(t, nil, "-progress", "200ms", "-connect-timeout", "700ms", at.String(), "hello")
-	r.wantLine(t, 4, "failed", "sent=0 returned=0", "127.0.0.1: timed out")
-	r.lines[0].want(t, "progress", "sent=0 returned=0 mbit_s=0.00", "")
-}
-
 // fullBacklog is an address on ip where a connect stays pending: the one place in the queue is
 // taken, and nobody accepts. With port 0 the kernel chooses one.
 func fullBacklog(t testing.TB, ip string, port uint16) netip.AddrPort {
@@ -86,6 +77,15 @@ func TestFullBacklog(t *testing.T) {
 	r.wantLine(t, 4, "failed", "connections=3 ok=0 failures=3 unfinished=0 sent=0 returned=0", "")
 	r.wantLines(t, 2)
 	r.lines[0].want(t, "cause", "failures=3", "127.0.0.1: timed out")
+}
+
+// TestProgressWhileConnecting: a line of progress names no peer before there is one.
+func TestProgressWhileConnecting(t *testing.T) {
+	t.Parallel()
+	at := fullBacklog(t, "127.0.0.1", 0)
+	r := echomux(t, nil, "-progress", "200ms", "-connect-timeout", "700ms", at.String(), "hello")
+	r.wantLine(t, 4, "failed", "sent=0 returned=0", "127.0.0.1: timed out")
+	r.lines[0].want(t, "progress", "sent=0 returned=0 mbit_s=0.00", "")
 }
 
 // TestPendingConnect: connectResult can be asked at any time.

@@ -112,8 +112,9 @@ type event struct {
 // hung up. While connect is pending it is watched for writable alone, since on kqueue a filter for
 // reading can take the error away.
 type poller interface {
-	// change has s watched for want, and no longer for was, what it was watched for; the two differ.
-	// If want is nothing, it is taken out of the poller, or its hang-up would be reported for ever.
+	// change has s watched for want, and no longer for was, what it was watched for; the two
+	// differ. If want is nothing, s is taken out of the poller, or its hang-up would be reported
+	// for ever.
 	change(s socket, was, want readiness) error
 
 	// forget takes s out of the poller, before it is closed. Where the kernel keeps the list of
@@ -341,7 +342,7 @@ func (l *loop) unlocked(f func()) {
 func (l *loop) touchHolder(ev event) {
 	s := l.holders[ev.socket]
 	if s != nil { // else it is about nothing of ours
-		s.touch(ev.ready & s.armed) // an event may be wrong: no machine gets what it did not ask for
+		s.touch(ev.ready & s.armed) // an event may be wrong, and say what nobody has asked for
 	}
 }
 
@@ -1115,7 +1116,7 @@ func judgeEcho(f facts) outcome {
 		return goOn
 	case peerGone:
 		return peerEnded
-	case f.silent && f.out == isBroken: // what the peer sent before it went has had its time to come
+	case f.silent && f.out == isBroken: // what the peer sent before it went has had time to come
 		return peerEnded
 	case f.silent:
 		return tooSilent
@@ -1784,7 +1785,7 @@ func (x *exchange) explain(verdict outcome) (status int, f *failure) {
 	switch verdict {
 	case wrongByte:
 		if x.wrong.surplus && x.broke != nil {
-			return exitExchange, x.broke // a failed write may have sent a part, and this is its echo
+			return exitExchange, x.broke // a failed write may have sent a part: this is its echo
 		}
 		return exitExchange, &failure{"compare", x.wrong}
 	case localFailure:

@@ -500,8 +500,8 @@ func kindOfInput(file *os.File) inputKind {
 // isTerminal asks what isatty(3) does.
 func isTerminal(file *os.File) bool {
 	terminal := false
-	onDescriptor(file, func(fd int) {
-		_, err := unix.IoctlGetTermios(fd, unix.TIOCGETA)
+	onDescriptor(file, func(fd uintptr) {
+		_, err := unix.IoctlGetTermios(int(fd), unix.TIOCGETA)
 		terminal = err == nil
 	})
 	return terminal
@@ -509,10 +509,10 @@ func isTerminal(file *os.File) bool {
 
 // onDescriptor calls f with file's descriptor; not at all if file is closed. It leaves file as it
 // is: file.Fd would put a pipe back into blocking mode, for all that share it.
-func onDescriptor(file *os.File, f func(fd int)) {
+func onDescriptor(file *os.File, f func(fd uintptr)) {
 	raw, err := file.SyscallConn()
 	if err == nil {
-		raw.Control(func(fd uintptr) { f(int(fd)) })
+		raw.Control(f)
 	}
 }
 

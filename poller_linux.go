@@ -538,8 +538,8 @@ func kindOfInput(file *os.File) inputKind {
 // isTerminal asks what isatty(3) does.
 func isTerminal(file *os.File) bool {
 	terminal := false
-	onDescriptor(file, func(fd int) {
-		_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	onDescriptor(file, func(fd uintptr) {
+		_, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
 		terminal = err == nil
 	})
 	return terminal
@@ -547,20 +547,20 @@ func isTerminal(file *os.File) bool {
 
 // onDescriptor calls f with file's descriptor; not at all if file is closed. It leaves file as it
 // is: file.Fd would put a pipe back into blocking mode, for all that share it.
-func onDescriptor(file *os.File, f func(fd int)) {
+func onDescriptor(file *os.File, f func(fd uintptr)) {
 	raw, err := file.SyscallConn()
 	if err == nil {
-		raw.Control(func(fd uintptr) { f(int(fd)) })
+		raw.Control(f)
 	}
 }
 
 // widenPipe: F_SETPIPE_SZ, fcntl(2). A pipe holds 64 KiB else, and still does where the calls fail:
 // on what is no pipe, or if this user's pipes hold too much already (pipe(7)).
 func widenPipe(pipe *os.File, size int) {
-	onDescriptor(pipe, func(fd int) {
-		before, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
+	onDescriptor(pipe, func(fd uintptr) {
+		before, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
 		if err == nil && before < size {
-			unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, size)
+			unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size)
 		}
 	})
 }

@@ -1128,8 +1128,8 @@ var simRare = []uint64{
 func TestSim(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(1000))
 	runs := *simRuns
-	for _, seed := range simRare {
-		if runs > 1 {
+	if runs > 1 {
+		for _, seed := range simRare {
 			simulate(t, simChance{state: seed}, false)
 		}
 	}

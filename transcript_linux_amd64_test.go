@@ -74,7 +74,6 @@ func writtenTranscript(t testing.TB) (file string, calls []string) {
 }
 
 var (
-	straceCall = regexp.MustCompile(`^(\w+)\((\d+|)(.*)\)\s+= (-?\w+)(.*)$`)
 	straceAddr = regexp.MustCompile(`\{sa_family=AF_INET, sin_port=htons\((\d+)\), ` +
 		`sin_addr=inet_addr\("127\.0\.0\.1"\)\}`)
 	straceData = regexp.MustCompile(`\{events=([A-Z|]+), data=[^}]*u32=(\d+)[^}]*\}+`)
