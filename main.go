@@ -67,7 +67,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"math/bits"
 	"net"
 	"net/netip"
 	"os"
@@ -823,7 +822,7 @@ const (
 //	    |        |       of the ring and gone on at its begin:           |     |
 //	 settled    end                                                     end  settled
 //
-//	# kept, from settled to end      . the gap, where the next read goes
+//	# kept, from settled to end      . free
 type ring []byte
 
 // piece is the longest contiguous part from offset from, up to to.
@@ -879,7 +878,7 @@ func (m *messages) due() time.Duration {
 
 const (
 	ringSize  = 1 << 20   // bytes of standard input that are kept, at most
-	inputRead = 256 << 10 // bytes of one read of it
+	inputRead = 256 << 10 // bytes of one read of it, at most; a whole part of the ring
 )
 
 // input is the source that streams standard input. A full ring stops it, so memory stays constant.
@@ -935,20 +934,15 @@ func (in *input) readBeside(gap []byte) {
 	})
 }
 
-// gap is where the next read goes, in one piece, so it ends at the end of the ring at the latest.
-// Say a ring of 1024 KiB has taken 900, of which 200 are settled: 324 are free, and the gap is the
-// 124 up to the end. A place that neither reaches the end nor holds a full read is not worth one:
-// when 1300 are taken and 400 settled, 124 are free in the middle, and there is no gap until more
-// is settled. When all is, the whole ring is free.
+// gap is where the next read goes: the rest of the block that the next byte belongs to. The ring has
+// four blocks of 256 KiB. One is written again when all that it held, a whole length before, is
+// settled; until then there is no gap.
 func (in *input) gap(settled int64) []byte {
-	size := int64(len(in.ring))
-	free := settled + size - in.taken
-	toRingEnd := size - in.taken%size
-	room := min(free, toRingEnd, inputRead)
-	if room < inputRead && room < toRingEnd {
+	blockEnd := in.taken - in.taken%inputRead + inputRead
+	if settled < blockEnd-int64(len(in.ring)) {
 		return nil
 	}
-	return in.ring.piece(in.taken, in.taken+room)
+	return in.ring.piece(in.taken, blockEnd)
 }
 
 // took notes the outcome of a read.
@@ -2645,60 +2639,58 @@ func (o *options) takes(a netip.Addr) bool {
 }
 
 // parsePlace reads HOST PORT, which may be one word, and returns the words after it. -serve does
-// without HOST.
+// without HOST, and then it takes :PORT too.
 func (o *options) parsePlace(words []string) (rest []string, err error) {
 	if len(words) == 0 {
 		return nil, errors.New("PORT is missing after -serve")
 	}
-	host, port, joined, err := splitPlace(words[0])
-	rest = words[1:]
-	switch {
-	case err != nil:
-		return nil, err
-	case joined:
-	case o.serve && len(rest) == 0 && !strings.Contains(words[0], ":"):
-		port = host
-		host = ""
-		joined = true
-	case len(rest) == 0:
-		return nil, fmt.Errorf("PORT is missing after %s", word(words[0]))
-	default:
-		port = rest[0]
-		rest = rest[1:]
+	first := words[0]
+	if o.serve && len(words) == 1 {
+		port := strings.TrimPrefix(first, ":")
+		if !strings.Contains(port, ":") {
+			return nil, o.setPort(port)
+		}
 	}
-	everywhere := o.serve && joined && host == ""
-	if host == "" && !everywhere {
-		return nil, fmt.Errorf("%s: HOST must not be empty", word(words[0]))
-	}
-	if o.serve && len(rest) > 0 {
-		return nil, fmt.Errorf("-serve takes [HOST] PORT, and not %s too", word(rest[0]))
-	}
-	if !everywhere {
-		err = checkHost(host)
-	}
+	place, err := splitPlace(first)
 	if err != nil {
 		return nil, err
 	}
-	o.host = host
-	return rest, o.setPort(port)
+	words = append(place, words[1:]...)
+	switch {
+	case len(words) == 1:
+		return nil, fmt.Errorf("PORT is missing after %s", word(first))
+	case o.serve && len(words) > 2:
+		return nil, fmt.Errorf("-serve takes [HOST] PORT, and not %s too", word(words[2]))
+	case words[0] == "":
+		return nil, fmt.Errorf("%s: HOST must not be empty", word(first))
+	}
+	err = checkHost(words[0])
+	if err != nil {
+		return nil, err
+	}
+	o.host = words[0]
+	return words[2:], o.setPort(words[1])
 }
 
-// splitPlace takes apart HOST:PORT with exactly one colon, [HOST]:PORT and [HOST]. Every other
-// word is HOST alone.
-func splitPlace(place string) (host, port string, joined bool, err error) {
-	if strings.HasPrefix(place, "[") {
-		inner, after, closed := strings.Cut(place[1:], "]")
-		_, noAddress := netip.ParseAddr(inner)
-		if !closed || noAddress != nil || after != "" && after[0] != ':' {
-			return "", "", false, fmt.Errorf("%s: must be [ADDRESS] or [ADDRESS]:PORT", word(place))
+// splitPlace makes two words of HOST:PORT with exactly one colon, and of [HOST]:PORT. Every other
+// word is HOST alone, and [HOST] loses its brackets.
+func splitPlace(place string) (words []string, err error) {
+	if !strings.HasPrefix(place, "[") {
+		if strings.Count(place, ":") == 1 {
+			return strings.Split(place, ":"), nil
 		}
-		return inner, strings.TrimPrefix(after, ":"), after != "", nil
+		return []string{place}, nil
 	}
-	if strings.Count(place, ":") == 1 {
-		host, port, _ = strings.Cut(place, ":")
-		return host, port, true, nil
+	address, rest, closed := strings.Cut(place[1:], "]")
+	_, err = netip.ParseAddr(address)
+	port, colon := strings.CutPrefix(rest, ":")
+	switch {
+	case closed && err == nil && rest == "":
+		return []string{address}, nil
+	case closed && err == nil && colon:
+		return []string{address, port}, nil
 	}
-	return place, "", false, nil
+	return nil, fmt.Errorf("%s: must be [ADDRESS] or [ADDRESS]:PORT", word(place))
 }
 
 // setPort: with -serve 0 is the kernel's choice.
@@ -2887,8 +2879,9 @@ func (t *tally) count(status int, f *failure, n int) {
 	}
 }
 
-// spread is a histogram of durations in constant memory. Each power of two has 16 buckets, so a
-// value read from it is within 1/32 of the true one.
+// spread is a histogram of durations in constant memory. Each bucket is wider than the one before
+// by the same factor, and 16 of them double a duration. So a value read from it is within 2.2% of
+// the true one.
 type spread struct {
 	n       int64
 	least   time.Duration
@@ -2896,12 +2889,12 @@ type spread struct {
 	buckets []int64 // nil while n is 0
 }
 
-const bucketsPerPower = 16
+const bucketsPerDoubling = 16
 
 func (s *spread) add(d time.Duration) {
 	d = max(d, 0)
 	if s.n == 0 {
-		s.buckets = make([]int64, 64*bucketsPerPower)
+		s.buckets = make([]int64, 64*bucketsPerDoubling) // 2^63 ns is the most
 		s.least = d
 	}
 	s.n++
@@ -2910,21 +2903,15 @@ func (s *spread) add(d time.Duration) {
 	s.buckets[bucketOf(d)]++
 }
 
-// bucketOf: a value is shifted until five bits are left, of which the first is 1. So 37 ns, which
-// is 100101, is shifted by 1, and in the bucket 1*16 + 18 with 36 ns. Below 16 ns there are fewer
-// bits, and each value has a bucket to itself.
+// bucketOf is the bucket of d. It counts from 1 ns, since 0 has no logarithm.
 func bucketOf(d time.Duration) int {
-	shift := max(0, bits.Len64(uint64(d))-5)
-	return shift*bucketsPerPower + int(d>>shift)
+	doublings := math.Log2(1 + float64(d))
+	return int(math.Round(doublings * bucketsPerDoubling))
 }
 
-// bucketMiddle is the value that stands for all of a bucket: what bucketOf shifted out is unknown,
-// and taken for half of what it can be. From 16 ns on, i/16 is the shift plus one.
+// bucketMiddle is the value that stands for all of a bucket.
 func bucketMiddle(i int) time.Duration {
-	shift := max(0, i/bucketsPerPower-1)
-	first := time.Duration(i-shift*bucketsPerPower) << shift
-	width := time.Duration(1) << shift
-	return first + width/2
+	return time.Duration(math.Round(math.Exp2(float64(i)/bucketsPerDoubling))) - 1
 }
 
 // at is the value that a share of all values does not exceed.

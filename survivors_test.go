@@ -1079,16 +1079,18 @@ func TestGap(t *testing.T) {
 		from, length   int64 // in the ring
 	}{
 		{0, 0, 0, most},
-		{10, 0, 10, most},
+		{10, 0, 10, most - 10}, // the rest of the block
+		{most, 0, most, most},
 		{size - most, 0, size - most, most},
-		{size - 10, 0, size - 10, 10}, // up to the ring's end, however little
-		{size, 0, 0, 0},               // full
-		{size, most - 1, 0, 0},        // too little for a read
+		{size - 10, 0, size - 10, 10},
+		{size, 0, 0, 0},        // full
+		{size, most - 1, 0, 0}, // one byte of the block is not settled
 		{size, most, 0, most},
-		{size + 10, most, 0, 0},
-		{size + 10, most + 10, 10, most},
+		{size + 10, most, 10, most - 10},
+		{size + 10, most + 10, 10, most - 10},
+		{size + most, most + 10, 0, 0},
+		{2*size - 10, size - 1, 0, 0},
 		{2*size - 10, size, size - 10, 10},
-		{2*size - 10, size - 20, 0, 0}, // the ring's end is further away than there is room
 		{3 * size, 3 * size, 0, most},
 	} {
 		in := &input{ring: make(ring, size), taken: test.taken}
@@ -1202,7 +1204,7 @@ func TestFigures(t *testing.T) {
 	s.add(-time.Second) // counts as 0
 	one := s.key("rtt", true)
 	all := s.key("rtt", false)
-	if one != " rtt_ms=0.00" || all != " rtt_ms=0.00/494.93/989.86/1000.00" {
+	if one != " rtt_ms=0.00" || all != " rtt_ms=0.00/492.31/984.63/1000.00" {
 		t.Errorf("%q, %q", one, all)
 	}
 }
