@@ -934,8 +934,8 @@ func (in *input) readBeside(gap []byte) {
 	})
 }
 
-// gap is where the next read goes: the rest of the block that the next byte belongs to. The ring has
-// four blocks of 256 KiB. One is written again when all that it held, a whole length before, is
+// gap is where the next read goes: the rest of the block that the next byte belongs to. The ring
+// has four blocks of 256 KiB. One is written again when all that it held, a whole length before, is
 // settled; until then there is no gap.
 func (in *input) gap(settled int64) []byte {
 	blockEnd := in.taken - in.taken%inputRead + inputRead
@@ -1016,6 +1016,10 @@ func (m *mismatch) Error() string {
 
 // ---- Silence and verdict ----
 
+// After each step one looks at the facts of a connection. All that is decided about them stands in
+// this room, as pure functions: who owes something, so that a clock of silence runs for him, and
+// what the verdict is.
+
 // idleClock measures the silence of somebody who owes something. It starts when the debt begins,
 // and again with every sign of life, as soon as that is seen.
 type idleClock struct {
@@ -1042,17 +1046,6 @@ func (c *idleClock) deadline() time.Duration {
 	return after(c.since, c.limit)
 }
 
-// Exit statuses. Where a signal leaves something undone, it is 128 and the signal's number.
-const (
-	exitOK             = iota // every connection did its whole job; -serve was asked to end
-	exitExchange              // reset, closed early, a byte differs, more came back than was sent
-	exitUsage                 // the command line
-	exitConnect               // no such name, refused, unreachable, connected to itself
-	exitConnectTimeout        // the name's resolution included
-	exitIOTimeout             // silence while the peer owed something
-	exitLocal                 // standard input or output, or this machine lacks something
-)
-
 // half is the state of one direction of a connection.
 type half uint8
 
@@ -1062,17 +1055,41 @@ const (
 	isBroken      // by an error; where only out is, what the peer sent before can still be read
 )
 
-// facts are all that a verdict rests on.
+// facts are all that is decided by.
 type facts struct {
 	wrong        bool       // a byte came back that was not sent (echo)
 	outputFailed bool       // standard output has failed
 	input        inputState // of the source
 	allSettled   bool       // each byte that was taken in
+	allBack      bool       // each byte that was sent (echo)
 	acknowledged bool       // the peer's kernel has all that was sent, our FIN included (eof)
+	bufferFull   bool       // the peer takes no more: our kernel has no room for what it sends
 	out          half       // from us to the peer
 	in           half       // from the peer to us
-	silent       bool       // the peer owes something (peerOwes), and was silent for too long
-	inputSilent  bool       // the peer has ended, and standard input was silent for too long
+	silent       bool       // the peer owes something, and was silent for too long
+	inputSilent  bool       // standard input owes something, and was silent for too long
+}
+
+// peerOwesEcho: does the peer owe a sign of life (echo)? After its end nothing more can come. After
+// a write that failed there may be more to read, and that tells why.
+func peerOwesEcho(f facts) bool {
+	if f.in != isOpen {
+		return false
+	}
+	return !f.allBack || f.bufferFull || f.out == isBroken
+}
+
+// peerOwesEOF: does the peer owe a sign of life (eof)? It has to take what we send, as far as our
+// FIN, and then owes its own.
+func peerOwesEOF(f facts) bool {
+	finOwed := f.out == hasEnded && f.in == isOpen
+	return !f.acknowledged || f.bufferFull || f.out == isBroken || finOwed
+}
+
+// inputOwes: the peer has ended, all that was read of standard input has done its work, and only
+// the next read of it tells whether that was all.
+func inputOwes(f facts) bool {
+	return f.in != isOpen && f.input == undecided && f.allSettled
 }
 
 // outcome is a verdict; goOn is that there is none yet.
@@ -1092,11 +1109,6 @@ const (
 // judgeEcho is the verdict on -until echo: the first line that holds. It is asked after each step,
 // so it knows all that a turn has brought, and in which order that came decides nothing.
 func judgeEcho(f facts) outcome {
-	peerGone := f.in != isOpen
-	// A peer that has gone may have gone at the right time, where all that was read of standard
-	// input is back. The next read tells: EOF, and the job is whole; bytes, and the peer went too
-	// early. So that read is awaited, until inputSilent.
-	mayBeWhole := f.allSettled && f.input == undecided && !f.inputSilent
 	switch {
 	case f.wrong:
 		return wrongByte
@@ -1106,9 +1118,11 @@ func judgeEcho(f facts) outcome {
 		return nothingToSend
 	case f.input == ended && f.allSettled:
 		return wholeJob
-	case peerGone && mayBeWhole:
+	case inputOwes(f) && !f.inputSilent:
+		// The peer may have gone at the right time. The next read of standard input tells. If that
+		// is EOF, the job is whole; if it brings bytes, the peer went too early.
 		return goOn
-	case peerGone:
+	case f.in != isOpen:
 		return peerEnded
 	case f.silent && f.out == isBroken: // what the peer sent before it went has had time to come
 		return peerEnded
@@ -1138,7 +1152,32 @@ func judgeEOF(f facts) outcome {
 	return goOn
 }
 
+// Exit statuses. Where a signal leaves something undone, it is 128 and the signal's number.
+const (
+	exitOK             = iota // every connection did its whole job; -serve was asked to end
+	exitExchange              // reset, closed early, a byte differs, more came back than was sent
+	exitUsage                 // the command line
+	exitConnect               // no such name, refused, unreachable, connected to itself
+	exitConnectTimeout        // the name's resolution included
+	exitIOTimeout             // silence while the peer owed something
+	exitLocal                 // standard input or output, or this machine lacks something
+)
+
 // ---- The client ----
+
+// A connection's life is up to three machines, one after the other, in one seat of the loop. Each
+// hands its socket to the next:
+//
+//	dial ----- there is ------> exchange ----- all bytes -----> drain
+//	           a connection                    are back
+//
+//	It connects, and is         It sends and receives,          It half-closes, and reads
+//	watched for writable.       and is watched for              until the peer's FIN, for
+//	                            readable, and for writable      half a second at most.
+//	                            after bytes were refused.
+//
+// Each of them can be the last. What they have in common is the connection, which knows what the
+// report will tell of it, and counts itself when it is finished.
 
 // client is what all connections of a run share.
 type client struct {
@@ -1156,13 +1195,7 @@ type client struct {
 	roundDone func(r round) // counts a round, and prints its line
 }
 
-const (
-	startBatch = 16                     // connections begun between two looks at the poller
-	sendShare  = 1 << 20                // bytes after which a step sends no more
-	minTry     = time.Second            // for one address of several, while that much is left
-	drainTime  = 500 * time.Millisecond // for the peer's FIN after ours
-	ackPause   = 10 * time.Millisecond  // between two looks at what is not acknowledged
-)
+const startBatch = 16 // connections begun between two looks at the poller
 
 // starter is the machine that begins the connections, a few in a turn. The poller is looked at in
 // between, so that the time measured for one is not that of starting all the others.
@@ -1256,6 +1289,18 @@ func (c *connection) noteRetransmits() {
 	}
 }
 
+// endRun ends the run because this machine lacks something. Those that were not begun yet would
+// fail alike, and are counted so. None is left to be begun then, or to be counted by another one
+// that fails in this turn. Those under way stay unfinished.
+func (c *client) endRun(status int, f *failure) {
+	notBegun := c.tally.n - c.tally.begun
+	c.tally.begun = c.tally.n
+	c.tally.count(status, f, notBegun)
+	c.loop.stopped = true
+}
+
+// ---- The client: connecting ----
+
 // dial is the machine that connects: to one address after the other, each with a new socket, until
 // one connects. It waits for writability, which is how a kernel says that connect is done.
 type dial struct {
@@ -1266,6 +1311,8 @@ type dial struct {
 	by     time.Duration // its deadline
 	causes []error       // why each one failed
 }
+
+const minTry = time.Second // for one address of several, while that much is left
 
 func (d *dial) interest() readiness     { return writable }
 func (d *dial) deadline() time.Duration { return d.by }
@@ -1284,28 +1331,30 @@ func (d *dial) step(ready readiness) {
 	local, peer, err := d.client.loop.sockets.connectResult(d.conn.seat.socket)
 	switch {
 	case err == errWouldBlock && d.client.loop.now < d.by:
-		return
 	case err == errWouldBlock:
-		err = errTimedOut
+		d.goOnAfter(errTimedOut)
 	case err == nil && local == peer:
 		// Without a listener, a connect whose ephemeral port is the port it asks for meets itself
 		// (RFC 9293 section 3.5, simultaneous open): a perfect, false echo.
-		err = errSelf
-	}
-	switch err {
-	case nil:
+		d.goOnAfter(errSelf)
+	case err == nil:
 		d.conn.log.printf("connected %v to %v", local, d.conn.peer)
 		d.succeed(nil)
-	case errReset: // there was a connection
+	case err == errReset: // there was a connection
 		d.conn.log.printf("connected to %v", d.conn.peer)
 		d.succeed(err)
 	default:
-		d.noteCause(err)
-		d.connectNext()
+		d.goOnAfter(err)
 	}
 }
 
-// noteCause keeps why the present address has failed.
+// goOnAfter leaves the present address, which has failed, for the next one.
+func (d *dial) goOnAfter(err error) {
+	d.noteCause(err)
+	d.connectNext()
+}
+
+// noteCause keeps why the present address has failed, and closes its socket.
 func (d *dial) noteCause(err error) {
 	d.conn.seat.release()
 	d.causes = append(d.causes, withoutCall("connect", err))
@@ -1313,9 +1362,7 @@ func (d *dial) noteCause(err error) {
 }
 
 // connectNext goes on to the next address that can be begun with. Without one the connection has
-// failed. If this machine lacks something, the run ends. All that were not begun yet would fail
-// alike, and are counted with this one. Then none is left to be begun, or to be counted by others
-// of this turn that fail too. Those under way stay unfinished.
+// failed, and if that is because this machine lacks something, so has the run.
 func (d *dial) connectNext() {
 	for d.tried < len(d.client.addrs) && !d.lacks() {
 		err := d.connect()
@@ -1327,18 +1374,13 @@ func (d *dial) connectNext() {
 	status, f := d.judge()
 	d.conn.finish(status, f)
 	if d.lacks() {
-		t := d.client.tally
-		t.count(status, f, t.n-t.begun) // finish has counted this one
-		t.begun = t.n
-		d.client.loop.stopped = true
+		d.client.endRun(status, f)
 	}
 }
 
-// connect makes a socket for the next address and connects it, once, without blocking. Each
-// address gets its share of the time that is left.
+// connect makes a socket for the next address and connects it, once, without blocking.
 func (d *dial) connect() error {
 	c := d.client
-	sharers := len(c.addrs) - d.tried
 	d.conn.peer = netip.AddrPortFrom(c.addrs[d.tried], c.port)
 	d.tried++
 	s, err := c.loop.sockets.openSocket(d.conn.peer, c.options.from)
@@ -1353,15 +1395,22 @@ func (d *dial) connect() error {
 	}
 	d.conn.log.printf("switch to non-blocking mode")
 	d.began = c.loop.clock()
-	left := max(0, c.connectBy-d.began)
-	share := left / time.Duration(sharers)
-	d.by = after(d.began, min(left, max(share, minTry)))
+	d.by = d.shareOfTime()
 	err = c.loop.sockets.connect(s, d.conn.peer)
 	if err != nil {
 		return err
 	}
 	d.conn.log.printf("connect is on its way")
 	return nil
+}
+
+// shareOfTime is the deadline of the present address. It and those not tried yet share what is left
+// of the time evenly, but each has minTry while there is that much.
+func (d *dial) shareOfTime() time.Duration {
+	left := max(0, d.client.connectBy-d.began)
+	sharers := len(d.client.addrs) - d.tried + 1
+	share := left / time.Duration(sharers)
+	return after(d.began, min(left, max(share, minTry)))
 }
 
 // lacks: has this machine run out of what a connection needs? Then no other address helps.
@@ -1412,32 +1461,34 @@ func (d *dial) succeed(reset error) {
 	d.conn.seat.handOver(x)
 }
 
+// ---- The client: sending and receiving ----
+
 // exchange is the machine that sends, receives and compares. It has two halves, out and in. What
 // it does only notes facts; at the end of a step one verdict is made of them.
 type exchange struct {
-	conn       *connection
-	client     *client
-	loop       *loop
-	echo       bool // -until echo; else eof
-	source     source
-	input      *input    // the source, if that is standard input
-	messages   *messages // the source, if that is the MESSAGEs
+	conn     *connection
+	client   *client
+	loop     *loop
+	echo     bool // -until echo; else eof
+	source   source
+	input    *input    // the source, if that is standard input
+	messages *messages // the source, if that is the MESSAGEs
+
 	out        half
 	in         half
-	broke      *failure // the first that the kernel said of a half that is broken
-	bufferFull bool     // the kernel has refused bytes, for want of room
-	yields     bool     // more could be sent, but the rest of the loop has a turn first
-	wrong      *mismatch
-	outputErr  error
-	idle       idleClock     // of the peer
-	inputIdle  idleClock     // of standard input, once the peer has ended
-	inputEnd   int64         // end of the source when inputIdle was looked at
+	bufferFull bool          // the kernel has refused bytes, for want of room
+	yields     bool          // more could be sent, but the rest of the loop has a turn first
 	acked      int64         // offset that the peer's kernel is known to have, our FIN as one (eof)
 	ackLook    time.Duration // when to look at that again, once both halves have ended (eof)
 
-	// For the texts alone.
-	moved time.Duration // when the last byte was sent, or was read and handed on
-	gone  time.Duration // when the peer first was known to have ended; never: it was not
+	idle      idleClock // of the peer
+	inputIdle idleClock // of standard input, once the peer has ended
+
+	wrong     *mismatch // the first
+	broke     *failure  // the first that the kernel said of a half that is broken
+	outputErr error
+	moved     time.Duration // when the last byte was sent, or was read and handed on
+	gone      time.Duration // when the peer first was known to have ended; never: it was not
 }
 
 func newExchange(conn *connection) *exchange {
@@ -1496,7 +1547,7 @@ func (x *exchange) deadline() time.Duration {
 	if x.out == isOpen && x.settled() == x.source.end() {
 		by = min(by, x.source.due())
 	}
-	if x.out == hasEnded && x.in == hasEnded {
+	if x.bothEnded() {
 		by = min(by, x.ackLook)
 	}
 	return by
@@ -1542,9 +1593,6 @@ func (x *exchange) receive() {
 		x.in = isBroken
 		x.noteBroken(called("read", err))
 	}
-	if x.in != isOpen {
-		x.gone = min(x.gone, x.loop.clock())
-	}
 }
 
 // arrived compares what was read, and hands the right bytes on. Times are measured up to here, and
@@ -1559,36 +1607,58 @@ func (x *exchange) arrived(p []byte) {
 	x.conn.returned += int64(good)
 	x.client.tally.returned += int64(good)
 	x.conn.log.data("recv", p)
-	if x.echo && x.messages != nil && x.conn.returned == x.messages.end() && good > 0 {
-		took := x.conn.lastRead - x.messages.began
-		x.client.roundDone(round{x.conn, x.messages.begun, took})
-	}
-	if x.client.options.n == 1 && good > 0 && x.outputErr == nil {
-		x.loop.unlocked(func() { _, x.outputErr = x.client.world.stdout.Write(p[:good]) })
+	if good > 0 {
+		x.noteRound()
+		x.handOn(p[:good])
 	}
 	x.moved = x.loop.clock()
 	x.idle.restart(x.moved)
 }
 
+// noteRound counts the present round of MESSAGEs, if what was just read is its end.
+func (x *exchange) noteRound() {
+	m := x.messages
+	if x.echo && m != nil && x.conn.returned == m.end() {
+		x.client.roundDone(round{x.conn, m.begun, x.conn.lastRead - m.began})
+	}
+}
+
+// handOn writes what came back to standard output, where that is the one thing it can be.
+func (x *exchange) handOn(p []byte) {
+	if x.client.options.n == 1 && x.outputErr == nil {
+		x.loop.unlocked(func() { _, x.outputErr = x.client.world.stdout.Write(p) })
+	}
+}
+
 // send takes in what there is and writes it, until there is no more or the kernel refuses bytes.
 // Writing makes room in the ring, or may, so each write is followed by another look at the source.
 func (x *exchange) send() {
-	// After the peer's end no other round begins. But standard input is still read, since it
-	// decides the verdict whether that has ended too.
-	mayTakeIn := x.in == isOpen || x.input != nil
-	// After its end an echo server returns nothing more. In eof the peer still takes bytes.
-	maySend := x.in == isOpen || !x.echo
 	x.yields = false
 	for share := 0; share < sendShare; {
-		if mayTakeIn {
-			x.source.refill(x.settled())
-		}
-		if x.out != isOpen || !maySend || x.bufferFull || x.conn.sent == x.source.end() {
+		x.takeIn()
+		if !x.canWrite() {
 			return
 		}
 		share += x.write()
 	}
 	x.yields = !x.bufferFull
+}
+
+const sendShare = 1 << 20 // bytes after which a step sends no more
+
+// takeIn has the source take in what there is. After the peer's end no other round begins. But
+// standard input is still read, since it decides the verdict whether that has ended too.
+func (x *exchange) takeIn() {
+	if x.in == isOpen || x.input != nil {
+		x.source.refill(x.settled())
+	}
+}
+
+// canWrite: is there anything to write, and would it be taken? After its end an echo server returns
+// nothing more. In eof the peer still takes bytes.
+func (x *exchange) canWrite() bool {
+	isUseful := x.in == isOpen || !x.echo
+	return isUseful && x.out == isOpen && !x.bufferFull && x.conn.sent < x.source.end()
 }
 
 // write sends once. A short count is a refusal: the next write would only be told so.
@@ -1604,6 +1674,7 @@ func (x *exchange) write() int {
 	x.client.tally.sent += int64(n)
 	if n > 0 {
 		x.moved = x.loop.clock()
+		x.inputIdle.restart(x.moved) // these bytes came from it
 		x.conn.log.data("sent", p[:n])
 	}
 	return n
@@ -1620,7 +1691,6 @@ func (x *exchange) settled() int64 {
 // breakOut ends sending before its time.
 func (x *exchange) breakOut(f *failure) {
 	x.out = isBroken
-	x.gone = min(x.gone, x.loop.clock())
 	x.noteBroken(f)
 }
 
@@ -1648,12 +1718,14 @@ func (x *exchange) halfClose() {
 	x.out = hasEnded
 }
 
+// bothEnded: our FIN is out and the peer's was read, so the socket is watched for nothing any more.
+func (x *exchange) bothEnded() bool { return x.out == hasEnded && x.in == hasEnded }
+
 // countAcks keeps acked (eof), the offset before which the peer's kernel has acknowledged all: what
-// we have sent, less what our own kernel still keeps because it may have to be sent again. Where
-// that is not known (-1), all counts as acknowledged. To an upload nothing may come back, and then
-// this is the peer's one sign of life. No event tells of it, so it is asked for in each step. A
-// silence that lasts too long brings one by its deadline, and ackLook one every 10 ms once both
-// halves have ended and nothing but the last acknowledgement is missing.
+// is out, less what our own kernel still keeps because it may have to be sent again. Where that is
+// not known (-1), all counts as acknowledged. To an upload nothing may come back, and then this is
+// the peer's one sign of life. No event tells of it, so each step asks, and the step at the end of
+// a silence is the last that does.
 func (x *exchange) countAcks() {
 	if x.echo || x.out == isBroken {
 		return
@@ -1664,15 +1736,17 @@ func (x *exchange) countAcks() {
 		x.acked = acked
 		x.idle.restart(x.loop.clock())
 	}
-	if x.out == hasEnded && x.in == hasEnded {
+	if x.bothEnded() {
 		x.ackLook = after(x.loop.clock(), ackPause)
 		x.findReset()
 	}
 }
 
-// findReset asks for an error that came after the peer's FIN, when nothing is read any more, and
-// words it as the read would have done. Another error than these two is what a router has said of a
-// connection that still goes on (ICMP).
+const ackPause = 10 * time.Millisecond // between two looks, where only acknowledgements are missing
+
+// findReset: both FINs have passed and nothing is read any more, so an error that comes now has to
+// be asked for. It gets the words that a read would have had for it. Any other error is what a
+// router has said (ICMP) of a connection that still goes on.
 func (x *exchange) findReset() {
 	err := x.loop.sockets.pendingError(x.conn.seat.socket)
 	if err == errReset || err == errTimedOut {
@@ -1688,41 +1762,23 @@ func (x *exchange) offset() int64 {
 	return x.conn.sent
 }
 
-// runClocks starts the clocks of silence, and stops them.
+// runClocks starts the clocks of silence, and stops them. It also notes the end of the peer.
 func (x *exchange) runClocks() {
 	now := x.loop.clock()
-	x.idle.setOwes(x.peerOwes(), now)
-	x.inputIdle.setOwes(x.inputOwes(), now)
-	if x.inputEnd != x.source.end() {
-		x.inputEnd = x.source.end()
-		x.inputIdle.restart(now)
+	f := x.facts()
+	if x.gone == never && (x.in != isOpen || x.out == isBroken) {
+		x.gone = now
 	}
-}
-
-// peerOwes: does the peer owe a sign of life?
-func (x *exchange) peerOwes() bool {
-	switch {
-	case x.echo && x.in != isOpen: // nothing more can come
-		return false
-	case x.bufferFull: // it does not take what we send
-		return true
-	case x.out == isBroken: // what it sent before may still come, and tell more
-		return true
-	case x.echo: // bytes that are not back
-		return x.conn.returned < x.conn.sent
+	if x.echo {
+		x.idle.setOwes(peerOwesEcho(f), now)
+	} else {
+		x.idle.setOwes(peerOwesEOF(f), now)
 	}
-	finOwed := x.out == hasEnded && x.in == isOpen // ours is out, the peer's is not in
-	return x.acked < x.offset() || finOwed
+	x.inputIdle.setOwes(inputOwes(f), now)
 }
 
-// inputOwes: the peer has ended, all that was read of standard input has done its work, and only
-// the next read tells whether that was all.
-func (x *exchange) inputOwes() bool {
-	return x.in != isOpen && x.source.state() == undecided && x.settled() == x.source.end()
-}
-
-// facts are what the verdict rests on. Whether a silence is too long is judged by the begin of the
-// turn: a deadline that has passed since then has not given the socket its last look yet.
+// facts are what is decided by. Whether a silence is too long is judged by the begin of the turn: a
+// deadline that has passed since then has not given the socket its last look yet.
 func (x *exchange) facts() facts {
 	now := x.loop.now
 	return facts{
@@ -1730,7 +1786,9 @@ func (x *exchange) facts() facts {
 		outputFailed: x.outputErr != nil,
 		input:        x.source.state(),
 		allSettled:   x.settled() == x.source.end(),
+		allBack:      x.conn.returned == x.conn.sent,
 		acknowledged: x.acked == x.offset(),
+		bufferFull:   x.bufferFull,
 		out:          x.out,
 		in:           x.in,
 		silent:       now >= x.idle.deadline(),
@@ -1770,6 +1828,39 @@ func (x *exchange) startDrain() {
 	by := after(x.loop.clock(), drainTime)
 	x.conn.seat.handOver(&drain{conn: x.conn, client: x.client, by: by})
 }
+
+const drainTime = 500 * time.Millisecond // for the peer's FIN after ours
+
+// drain is the machine that waits for the peer's FIN after ours, for a moment. The job is done, so
+// an error is as good as the FIN, and so is the end of the moment.
+type drain struct {
+	conn   *connection
+	client *client
+	by     time.Duration
+}
+
+func (d *drain) interest() readiness     { return readable }
+func (d *drain) deadline() time.Duration { return d.by }
+
+func (d *drain) step(ready readiness) {
+	if ready == 0 {
+		return
+	}
+	n, err := d.client.loop.sockets.read(d.conn.seat.socket, d.client.buffer)
+	if err == errWouldBlock && d.client.loop.now < d.by {
+		return
+	}
+	d.client.tally.draining--
+	if n > 0 {
+		wrong := &mismatch{at: d.conn.returned, surplus: true, got: d.client.buffer[0]}
+		d.conn.finish(exitExchange, &failure{"compare", wrong})
+		return
+	}
+	d.conn.log.printf("drained: %v", err)
+	d.conn.finish(exitOK, nil)
+}
+
+// ---- The client: a verdict in words ----
 
 // errNothing is no success: under cron, or after ssh -n, standard input is /dev/null.
 var errNothing = &failure{"input", errors.New("nothing to send: give a MESSAGE, or -until connect")}
@@ -1848,35 +1939,6 @@ func (x *exchange) silence() string {
 		text += fmt.Sprintf(", idle for %s before round %d", idle, m.begun)
 	}
 	return text
-}
-
-// drain is the machine that waits for the peer's FIN after ours, for a moment. The job is done, so
-// an error is as good as the FIN, and so is the end of the moment.
-type drain struct {
-	conn   *connection
-	client *client
-	by     time.Duration
-}
-
-func (d *drain) interest() readiness     { return readable }
-func (d *drain) deadline() time.Duration { return d.by }
-
-func (d *drain) step(ready readiness) {
-	if ready == 0 {
-		return
-	}
-	n, err := d.client.loop.sockets.read(d.conn.seat.socket, d.client.buffer)
-	if err == errWouldBlock && d.client.loop.now < d.by {
-		return
-	}
-	d.client.tally.draining--
-	if n > 0 {
-		wrong := &mismatch{at: d.conn.returned, surplus: true, got: d.client.buffer[0]}
-		d.conn.finish(exitExchange, &failure{"compare", wrong})
-		return
-	}
-	d.conn.log.printf("drained: %v", err)
-	d.conn.finish(exitOK, nil)
 }
 
 // ---- Names ----
