@@ -647,17 +647,21 @@ func kindOfInput(file *os.File) inputKind {
 
 // isTerminal: only a console has a mode.
 func isTerminal(file *os.File) bool {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return false
-	}
 	terminal := false
-	raw.Control(func(fd uintptr) {
+	onDescriptor(file, func(fd uintptr) {
 		var mode uint32
 		err := windows.GetConsoleMode(windows.Handle(fd), &mode)
 		terminal = err == nil
 	})
 	return terminal
+}
+
+// onDescriptor calls f with file's handle; not at all if file is closed.
+func onDescriptor(file *os.File, f func(fd uintptr)) {
+	raw, err := file.SyscallConn()
+	if err == nil {
+		raw.Control(f)
+	}
 }
 
 // widenPipe: whoever makes a pipe says how much it holds (CreatePipe).

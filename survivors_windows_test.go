@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -75,43 +74,6 @@ func TestPendingRefusal(t *testing.T) {
 	p.watch(s, writable)
 	p.await(s, writable)
 	p.want("pendingError", p.net.pendingError(s), errRefused)
-}
-
-// TestFailingIoctlsocket: whoever needs a non-blocking socket fails without it. A function that
-// returns no 0 takes the place of Winsock's, so no other test may run beside this one.
-func TestFailingIoctlsocket(t *testing.T) {
-	var k system
-	at := netip.MustParseAddrPort("127.0.0.1:0")
-	listener, bound, err := k.listen(at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.close(listener)
-	client, err := net.Dial("tcp", bound.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	before := procIoctlsocket
-	defer func() { procIoctlsocket = before }()
-	procIoctlsocket = kernel32.NewProc("GetCurrentProcessId")
-	_, pollerErr := newPoller()
-	_, _, listenErr := k.listen(at)
-	acceptErr := errWouldBlock
-	for acceptErr == errWouldBlock {
-		_, _, acceptErr = k.accept(listener)
-	}
-	for what, err := range map[string]error{
-		"setNonblock": k.setNonblock(listener),
-		"newPoller":   pollerErr,
-		"listen":      listenErr,
-		"accept":      acceptErr,
-	} {
-		var named *os.SyscallError
-		if !errors.As(err, &named) || named.Syscall != "ioctlsocket" {
-			t.Errorf("%s: %v, want a failure of ioctlsocket", what, err)
-		}
-	}
 }
 
 // TestNoSuchSocket: a family that there is not, and a zone.
@@ -242,5 +204,32 @@ func TestDoubtIsNotEarly(t *testing.T) {
 	p.doubts = []socket{1}
 	if p.limited(20) != 0 {
 		t.Errorf("in doubt: %d", p.limited(20))
+	}
+}
+
+// TestTypedEnd: an EOF of the console is told a moment later, since Ctrl-C begins with one.
+func TestTypedEnd(t *testing.T) {
+	p, err := newPoller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	l := newLoop(p, system{}, newClock())
+	for kind, most := range map[inputKind]time.Duration{
+		terminalInput: time.Second, otherInput: 50 * time.Millisecond,
+	} {
+		in := &input{
+			loop:   l,
+			spawn:  func(f func()) { f() },
+			reader: strings.NewReader(""),
+			kind:   kind,
+			ring:   make(ring, ringSize),
+		}
+		start := time.Now()
+		in.refill(0)
+		took := time.Since(start)
+		if took > most || kind == terminalInput && took < 95*time.Millisecond {
+			t.Errorf("kind %d: an EOF took %v", kind, took)
+		}
 	}
 }

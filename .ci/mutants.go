@@ -104,7 +104,7 @@ var nearest = []struct{ function, tests string }{
 		`Names|Usage|Localhost|Zone`},
 	{`^(spread|bucket|milli|seconds|mbits|worse|tally|printable|quoted)`,
 		`Spread|Tally|Quoted|Lines?$|Worst|^TestSim$`},
-	{`^judge`, `Verdict|Judge|^TestSim$`},
+	{`^(judge|peerOwes|inputOwes)`, `Verdict|Judge|^TestSim$`},
 	{``, `^TestSim$`},
 }
 
@@ -118,7 +118,8 @@ const quickTests = `^Test(Acts|EveryLetter|GivenUp|Gap|Compare|Rates|Figures|Pri
 const nearestOfBackends = `^Test(Seam|Clock|KindOf|ProcInput|WidePipe|Backlog|InputMode|Terminal|ReaderGone|` +
 	`ErrorNumbers|NoDescriptors|Deferred|Retransmits|ConnectToItself|Doubt|Exclusive|Failing|` +
 	`PollerFails|PollerCloses|WakesDo|Interrupted|ConnectErrors|CloseWrite|Address|WaitTimes|` +
-	`EveryCall|FinUnack|SelfConnectN|NoSuch|ConnectNum|Pending)`
+	`EveryCall|FinUnack|SelfConnectN|NoSuch|ConnectNum|Pending|Winsock|NoWinsock|OptionsAsked|` +
+	`FirstRefusal|VersionAsked|TypedEnd)`
 
 const quickOnes = `always-writable wait-rounded-down wake-not-consumed closed-while-watched ` +
 	`step-in-the-batch blocking-connect self-connect short-write-is-whole send-then-read ` +

@@ -1,0 +1,466 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/windows"
+)
+
+// What Winsock says on a bad day only, and what not every Winsock knows, is played here by another
+// function in the place of Winsock's: as long as a test lasts, the first bytes of the true one are a
+// jump to it. So none of these tests runs beside others.
+
+// replace has all calls of a function of ws2_32.dll go to other code instead, until t ends.
+func replace(t *testing.T, call string, code uintptr) {
+	t.Helper()
+	proc := ws2_32.NewProc(call)
+	err := proc.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	jump := []byte{0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xe0} // mov rax, code; jmp rax
+	binary.LittleEndian.PutUint64(jump[2:], uint64(code))
+	before := overwrite(t, proc.Addr(), jump)
+	t.Cleanup(func() { overwrite(t, proc.Addr(), before) })
+}
+
+// overwrite puts bytes in the place of code, and returns those that were there.
+func overwrite(t *testing.T, at uintptr, code []byte) (before []byte) {
+	t.Helper()
+	size := uintptr(len(code))
+	var protection uint32
+	err := windows.VirtualProtect(at, size, windows.PAGE_EXECUTE_READWRITE, &protection)
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := unsafe.Slice((*byte)(pointerTo(at)), len(code))
+	before = slices.Clone(place)
+	copy(place, code)
+	windows.VirtualProtect(at, size, protection, &protection)
+	return before
+}
+
+// pointerTo is an address that the collector has nothing to do with, as a pointer.
+func pointerTo(at uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&at)) }
+
+// machineCode is code that can be called. It stays for the life of the process.
+func machineCode(t *testing.T, code []byte) uintptr {
+	t.Helper()
+	at, err := windows.VirtualAlloc(0, 4096, windows.MEM_COMMIT|windows.MEM_RESERVE,
+		windows.PAGE_READWRITE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	overwrite(t, at, code)
+	var before uint32
+	err = windows.VirtualProtect(at, 4096, windows.PAGE_EXECUTE_READ, &before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at
+}
+
+// fails has a function of Winsock's fail with an error number, until t ends. It is written in
+// machine code since the error is the thread's, and what returns from Go may change it.
+func fails(t *testing.T, call string, number windows.Errno) {
+	t.Helper()
+	setLastError := ws2_32.NewProc("WSASetLastError").Addr()
+	code := []byte{0x48, 0x83, 0xec, 0x28, 0xb9} // sub rsp, 40; mov ecx, number
+	code = binary.LittleEndian.AppendUint32(code, uint32(number))
+	code = append(code, 0x48, 0xb8) // mov rax, setLastError
+	code = binary.LittleEndian.AppendUint64(code, uint64(setLastError))
+	code = append(code, 0xff, 0xd0, 0x48, 0x83, 0xc4, 0x28) // call rax; add rsp, 40
+	if call == "accept" || call == "WSASocketW" {
+		code = append(code, 0x48, 0xc7, 0xc0, 0xff, 0xff, 0xff, 0xff) // mov rax, -1: INVALID_SOCKET
+	} else {
+		code = append(code, 0xb8, 0xff, 0xff, 0xff, 0xff) // mov eax, -1: SOCKET_ERROR, an int
+	}
+	code = append(code, 0xc3) // ret
+	replace(t, call, machineCode(t, code))
+}
+
+// answers has a function of Winsock's do nothing and return a number, until t ends.
+func answers(t *testing.T, call string, number uint32) {
+	t.Helper()
+	code := binary.LittleEndian.AppendUint32([]byte{0xb8}, number) // mov eax, number
+	replace(t, call, machineCode(t, append(code, 0xc3)))           // ret
+}
+
+// option is what setsockopt was asked for.
+type option struct{ level, name, value int32 }
+
+func (o option) String() string { return fmt.Sprintf("%#x/%#x=%d", o.level, o.name, o.value) }
+
+// optionsSet are the options that do sets, whether this Winsock knows them or not. The numbers are
+// those of winsock2.h, ws2def.h and ws2ipdef.h.
+func optionsSet(t *testing.T, do func(t *testing.T)) (set []option) {
+	t.Helper()
+	t.Run("options", func(t *testing.T) {
+		replace(t, "setsockopt", windows.NewCallback(
+			func(s, level, name uintptr, value *int32, size uintptr) uintptr {
+				if size != 4 {
+					t.Errorf("an option of %d bytes", size)
+				}
+				set = append(set, option{int32(level), int32(name), *value})
+				return 0
+			}))
+		do(t)
+	})
+	return set
+}
+
+var (
+	noDelay     = option{6, 0x1, 1}
+	oobInline   = option{0xffff, 0x100, 1}
+	keepAlive   = option{0xffff, 0x8, 1}
+	exclusive   = option{0xffff, ^0x4, 1}
+	only6       = option{41, 27, 1}
+	reusesPorts = option{0xffff, 0x3007, 1} // SO_REUSE_UNICASTPORT
+)
+
+// TestOptionsAsked: which options each kind of socket is given.
+func TestOptionsAsked(t *testing.T) {
+	var k system
+	open := func(from string) func(t *testing.T) {
+		return func(t *testing.T) {
+			local, _ := netip.ParseAddr(from)
+			s, err := k.openSocket(netip.MustParseAddrPort("127.0.0.1:9"), local)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k.close(s)
+		}
+	}
+	listens := func(at string) func(t *testing.T) {
+		return func(t *testing.T) {
+			s, _, err := k.listen(netip.MustParseAddrPort(at))
+			if err != nil {
+				t.Fatal(err)
+			}
+			k.close(s)
+		}
+	}
+	for _, test := range []struct {
+		name string
+		do   func(t *testing.T)
+		want []option
+	}{
+		{"a client", open(""), []option{noDelay, oobInline}},
+		{"-source", open("127.0.0.1"), []option{noDelay, oobInline, reusesPorts}},
+		{"a listener", listens("127.0.0.1:0"), []option{noDelay, oobInline, exclusive}},
+		{"a listener, IPv6", listens("[::1]:0"), []option{noDelay, oobInline, exclusive, only6}},
+		{"an accepted socket", func(t *testing.T) {
+			listener, client := waiting(t)
+			defer k.close(listener)
+			defer k.close(client)
+			s, err := acceptIn(listener)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k.close(s)
+		}, []option{noDelay, oobInline, keepAlive}},
+	} {
+		got := optionsSet(t, test.do)
+		if test.name == "an accepted socket" { // before it stand the listener's and the client's
+			got = got[len(got)-len(test.want):]
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+	}
+}
+
+// waiting is a listener with a connection in its backlog.
+func waiting(t *testing.T) (listener, client socket) {
+	t.Helper()
+	var k system
+	listener, bound, err := k.listen(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err = k.openSocket(bound, netip.Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = k.connect(client, bound)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return listener, client
+}
+
+// acceptIn accepts; the listener does not block.
+func acceptIn(listener socket) (s socket, err error) {
+	err = errWouldBlock
+	for err == errWouldBlock {
+		s, _, err = system{}.accept(listener)
+	}
+	return s, err
+}
+
+// TestFirstRefusal: on loopback no SYN is to be sent again, and elsewhere as often as ever. connect
+// itself does nothing here, so nobody is asked for anything.
+func TestFirstRefusal(t *testing.T) {
+	var asked []string
+	replace(t, "WSAIoctl", windows.NewCallback(
+		func(s, code uintptr, in *[4]byte, size, out, room uintptr, n *uint32, a, b uintptr) uintptr {
+			asked = append(asked, fmt.Sprintf("%#x %x %d", uint32(code), *in, size))
+			*n = 0
+			return 0
+		}))
+	fails(t, "connect", windows.WSAEWOULDBLOCK)
+	for to, want := range map[string][]string{
+		"127.0.0.1:9": {"0x98000011 fffffe00 4"}, // SIO_TCP_INITIAL_RTO of mstcpip.h
+		"[::1]:9":     {"0x98000011 fffffe00 4"},
+		"192.0.2.1:9": nil,
+	} {
+		asked = nil
+		at := netip.MustParseAddrPort(to)
+		s, err := system{}.openSocket(at, netip.Addr{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = system{}.connect(s, at)
+		system{}.close(s)
+		if err != nil || !slices.Equal(asked, want) {
+			t.Errorf("to %s: %v, and asked is %q, want %q", to, err, asked, want)
+		}
+	}
+}
+
+// TestBacklogAsked: SOMAXCONN_HINT(65535) of winsock2.h, since SOMAXCONN is taken for 200.
+func TestBacklogAsked(t *testing.T) {
+	var asked int32
+	replace(t, "listen", windows.NewCallback(func(s, backlog uintptr) uintptr {
+		asked = int32(backlog)
+		return 0
+	}))
+	s, _, err := system{}.listen(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	system{}.close(s)
+	if asked != -65535 {
+		t.Errorf("a backlog of %d", asked)
+	}
+}
+
+// TestVersionAsked: Winsock 2.2.
+func TestVersionAsked(t *testing.T) {
+	var asked uint16
+	replace(t, "WSAStartup", windows.NewCallback(func(version uintptr, data *byte) uintptr {
+		asked = uint16(version)
+		return 0
+	}))
+	p, err := newPoller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.close()
+	if asked != 0x0202 {
+		t.Errorf("version %#x", asked)
+	}
+}
+
+// actsOfWinsock are what can be asked of the backend. Each begins anew, and gives back all that it
+// has if no call fails.
+var actsOfWinsock = map[string]func() error{
+	"newPoller": func() error {
+		p, err := newPoller()
+		if err == nil {
+			p.close()
+		}
+		return err
+	},
+	"openSocket": func() error {
+		s, err := system{}.openSocket(netip.MustParseAddrPort("127.0.0.1:9"), netip.Addr{})
+		if err == nil {
+			system{}.close(s)
+		}
+		return err
+	},
+	"openSocket, -source": func() error {
+		local := netip.MustParseAddr("127.0.0.1")
+		s, err := system{}.openSocket(netip.MustParseAddrPort("127.0.0.1:9"), local)
+		if err == nil {
+			system{}.close(s)
+		}
+		return err
+	},
+	"listen": func() error {
+		s, _, err := system{}.listen(netip.MustParseAddrPort("127.0.0.1:0"))
+		if err == nil {
+			system{}.close(s)
+		}
+		return err
+	},
+}
+
+// actsOnSocket are what can be asked of a socket: of a client that is connected, or of a listener.
+var actsOnSocket = map[string]func(listener, client socket) error{
+	"setNonblock": func(_, s socket) error { return system{}.setNonblock(s) },
+	"connect": func(_, s socket) error {
+		return system{}.connect(s, netip.MustParseAddrPort("127.0.0.1:9"))
+	},
+	"connectResult": func(_, s socket) error {
+		_, _, err := system{}.connectResult(s)
+		return err
+	},
+	"pendingError": func(_, s socket) error { return system{}.pendingError(s) },
+	"closeWrite":   func(_, s socket) error { return system{}.closeWrite(s) },
+	"read": func(_, s socket) error {
+		_, err := system{}.read(s, make([]byte, 1))
+		return err
+	},
+	"write": func(_, s socket) error {
+		_, err := system{}.write(s, make([]byte, 1))
+		return err
+	},
+	"accept": func(listener, _ socket) error {
+		s, _, err := system{}.accept(listener)
+		if err == nil {
+			system{}.close(s)
+		}
+		return err
+	},
+}
+
+// TestWinsockFails: each call fails once in each act that makes it. It is named, where its number
+// means nothing else, and what was opened before is closed again.
+func TestWinsockFails(t *testing.T) {
+	const strange = windows.WSAENETDOWN // means nothing to echomux
+	for _, test := range []struct {
+		call   string
+		number windows.Errno
+		act    string
+		want   any // an error of the contract, the name of a call, or nil
+	}{
+		{"WSASocketW", strange, "newPoller", "wsasocket"},
+		{"bind", strange, "newPoller", "bind"},
+		{"getsockname", strange, "newPoller", "getsockname"},
+		{"connect", strange, "newPoller", "connect"},
+		{"ioctlsocket", strange, "newPoller", "ioctlsocket"},
+		{"WSASocketW", windows.WSAEMFILE, "newPoller", errTooManyFiles},
+
+		{"WSASocketW", strange, "openSocket", "wsasocket"},
+		{"WSASocketW", windows.WSAEAFNOSUPPORT, "openSocket", errNoAddress},
+		{"WSASocketW", windows.WSAENOBUFS, "openSocket", errNoMemory},
+		{"setsockopt", strange, "openSocket", nil},
+		{"bind", strange, "openSocket", nil},
+		{"setsockopt", strange, "openSocket, -source", nil},
+		{"bind", strange, "openSocket, -source", "bind"},
+		{"bind", windows.WSAEADDRNOTAVAIL, "openSocket, -source", errNoAddress},
+
+		{"WSASocketW", strange, "listen", "wsasocket"},
+		{"setsockopt", strange, "listen", nil},
+		{"bind", strange, "listen", "bind"},
+		{"bind", windows.WSAEADDRINUSE, "listen", "bind"},
+		{"listen", strange, "listen", "listen"},
+		{"ioctlsocket", strange, "listen", "ioctlsocket"},
+		{"getsockname", strange, "listen", "getsockname"},
+
+		{"ioctlsocket", strange, "setNonblock", "ioctlsocket"},
+		{"connect", strange, "connect", "connect"},
+		{"connect", windows.WSAEWOULDBLOCK, "connect", nil},
+		{"connect", windows.WSAEINPROGRESS, "connect", nil},
+		{"connect", windows.WSAEALREADY, "connect", nil},
+		{"connect", windows.WSAEADDRINUSE, "connect", errNoPort},
+		{"connect", windows.WSAECONNABORTED, "connect", "connect"},
+		{"getsockopt", strange, "connectResult", "getsockopt"},
+		{"select", strange, "connectResult", "select"},
+		{"getpeername", strange, "connectResult", "getpeername"},
+		{"getpeername", windows.WSAENOTCONN, "connectResult", errReset},
+		{"getsockname", strange, "connectResult", "getsockname"},
+		{"getsockopt", strange, "pendingError", "getsockopt"},
+		{"shutdown", strange, "closeWrite", "shutdown"},
+		{"shutdown", windows.WSAENOTCONN, "closeWrite", nil},
+		{"WSARecv", strange, "read", "wsarecv"},
+		{"WSARecv", windows.WSAECONNABORTED, "read", errReset},
+		{"WSASend", strange, "write", "wsasend"},
+		{"WSASend", windows.WSAENETRESET, "write", errReset},
+		{"accept", strange, "accept", "accept"},
+		{"accept", windows.WSAENOTCONN, "accept", errReset},
+		{"accept", windows.WSAECONNRESET, "accept", errReset},
+		{"accept", windows.WSAEMFILE, "accept", errTooManyFiles},
+		{"ioctlsocket", strange, "accept", "ioctlsocket"},
+		{"setsockopt", strange, "accept", nil},
+	} {
+		t.Run(fmt.Sprintf("%s, %s says %d", test.act, test.call, test.number), func(t *testing.T) {
+			act := actsOfWinsock[test.act]
+			if act == nil {
+				listener, client := waiting(t)
+				defer system{}.close(listener)
+				defer system{}.close(client)
+				for { // until it is connected, and in the backlog
+					done, err := isWritable(client)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if done {
+						break
+					}
+				}
+				act = func() error { return actsOnSocket[test.act](listener, client) }
+			}
+			before := handles(t)
+			fails(t, test.call, test.number)
+			wantFailure(t, act(), test.want, test.number)
+			if test.act != "accept" && test.act != "read" { // there is one connection to accept
+				for range 20 {
+					act()
+				}
+			}
+			more := handles(t) - before
+			if more >= 10 || test.act == "accept" && more > 0 {
+				t.Errorf("%d handles more than before", more)
+			}
+		})
+	}
+}
+
+// wantFailure holds an error against what a row of a table says of it.
+func wantFailure(t *testing.T, err error, want any, number windows.Errno) {
+	t.Helper()
+	switch want := want.(type) {
+	case nil:
+		if err != nil {
+			t.Errorf("%v, want none", err)
+		}
+	case error:
+		if !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	case string:
+		wantCall(t, want, err, number)
+	}
+}
+
+// handles is how many this process has.
+func handles(t *testing.T) int {
+	t.Helper()
+	var n uint32
+	r, _, err := syscall.SyscallN(kernel32.NewProc("GetProcessHandleCount").Addr(),
+		uintptr(windows.CurrentProcess()), uintptr(unsafe.Pointer(&n)))
+	if r == 0 {
+		t.Fatal(err)
+	}
+	return int(n)
+}
+
+// TestNoWinsock: without Winsock there is no poller.
+func TestNoWinsock(t *testing.T) {
+	answers(t, "WSAStartup", uint32(windows.WSASYSNOTREADY))
+	_, err := newPoller()
+	var named *os.SyscallError
+	if !errors.As(err, &named) || named.Syscall != "wsastartup" {
+		t.Errorf("%v, want a failure of wsastartup", err)
+	}
+}
