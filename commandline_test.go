@@ -418,7 +418,7 @@ func namesHost(message, word string) bool {
 // checkOptions: they can be run.
 func checkOptions(t *testing.T, args []string, o *options) {
 	t.Helper()
-	client := !o.serve && !o.demo
+	client := !o.serve && !o.recipe
 	for what, broken := range map[string]bool{
 		"no HOST":           client && o.host == "",
 		"no PORT":           client && o.port == 0,

@@ -552,7 +552,7 @@ func (l resultLine) check(o *options) error {
 	host := strings.ReplaceAll(printable(o.host), " ", `\x20`)
 	port := strconv.Itoa(int(o.port))
 	switch {
-	case o.demo:
+	case o.recipe:
 	case l.place != net.JoinHostPort(host, port):
 		return errors.New("it has another place")
 	case l.has("peer") && !strings.HasSuffix(l.values["peer"], ":"+port):
@@ -830,4 +830,11 @@ func noise(n int) []byte {
 		p[i] = byte(r.Uint32())
 	}
 	return p
+}
+
+// interrupt has a session report as it does after a signal, whose exit status is given; but the
+// process goes on.
+func interrupt(s *session, status int) {
+	s.interrupted = status
+	s.loop.stopped = true
 }

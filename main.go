@@ -134,8 +134,7 @@ type poller interface {
 
 // sockets are the system's TCP sockets. Once setNonblock was called no call blocks, and what listen
 // and accept return is non-blocking from the start. A failure is io.EOF of read, one of the errors
-// below, an os.SyscallError that names the call really made, or an error about the zone of an
-// address.
+// below, an os.SyscallError that names the call, or an error about the zone of an address.
 type sockets interface {
 	// openSocket makes a socket of to's family, still in blocking mode, with TCP_NODELAY and
 	// SO_OOBINLINE set (urgent data would leave the stream). A valid from becomes its local
@@ -145,7 +144,7 @@ type sockets interface {
 	// setNonblock puts s into non-blocking mode.
 	setNonblock(s socket) error
 
-	// connect is called once. nil says that it is on its way; connectResult says how it ended.
+	// connect is called once. nil says that it was begun; connectResult says how it ended.
 	connect(s socket, to netip.AddrPort) error
 
 	// connectResult is errWouldBlock as long as there is no answer. errReset says that there was a
@@ -170,7 +169,7 @@ type sockets interface {
 }
 
 // These errors change what the program does, so they come bare, and their texts are the same on
-// every system. errTooManyFiles comes wrapped, with the limit.
+// every system. errTooManyFiles comes wrapped, with the limit that was reached.
 var (
 	errWouldBlock   = errors.New("would block") // not now
 	errReset        = errors.New("connection reset by peer")
@@ -212,7 +211,8 @@ const batchSize = 256 // events of one wait, at most
 // socket. All they ever do is to take a step, and to say what they wait for after it.
 type machine interface {
 	// step is called when something has happened that concerns the machine. ready is what its
-	// socket is said to be ready for; nothing, if it was not the socket.
+	// socket is said to be ready for. When the deadline has passed, that is all that the socket is
+	// watched for. In a first step, and after mail, it is nothing.
 	step(ready readiness)
 
 	interest() readiness     // what the socket is watched for; a pure function of the state
@@ -252,11 +252,12 @@ type loop struct {
 	sockets sockets
 	clock   func() time.Duration // monotonic
 
-	// now is when this turn began: the clock, as it was when wait had returned. A deadline has
-	// passed if it is not after now. To measure, or to set a deadline, one asks clock().
+	// now is when this turn began: the clock, as it was when wait had returned. Whether a deadline
+	// has passed is judged by now, and by nothing else: so whoever finds that, was touched for it,
+	// and has tried its socket. To measure, or to set a deadline, one asks clock(), which goes on.
 	now time.Duration
 
-	earliest time.Duration    // no seat is due before
+	earliest time.Duration    // no seat is due before; perhaps none is due then either
 	events   []event          // room for one batch
 	seats    []*seat          // in no order
 	holders  map[socket]*seat // the seat that holds a socket
@@ -330,7 +331,8 @@ func (l *loop) waitMs() int {
 	return int((left + time.Millisecond - 1) / time.Millisecond)
 }
 
-// unlocked calls f, which can be stuck, while turning is free.
+// unlocked calls f, which can be stuck, while turning is free. Whatever has happened before was
+// counted before.
 func (l *loop) unlocked(f func()) {
 	l.turning.Unlock()
 	defer l.turning.Lock()
@@ -362,9 +364,7 @@ func (l *loop) callMail() {
 // If nothing is there, that costs a call that says would block.
 //
 // Nobody is due before earliest, and so the seats are looked at only when it has passed. It is then
-// found anew among those that are not due. Those that are take a step, and arm adds the deadline
-// that they have after it. (Since arm only lowers it, earliest can be a time at which nobody is due
-// any more. That costs a turn in which nothing happens.)
+// found anew.
 func (l *loop) touchOverdue() {
 	if l.now < l.earliest {
 		return
@@ -372,7 +372,7 @@ func (l *loop) touchOverdue() {
 	l.earliest = never
 	for _, s := range l.seats {
 		if s.due <= l.now {
-			s.touch(s.armed)
+			s.touch(s.armed) // after the step, arm takes its next deadline into account
 		} else {
 			l.earliest = min(l.earliest, s.due)
 		}
@@ -433,9 +433,9 @@ func (s *seat) touch(ready readiness) {
 	}
 }
 
-// step lets the machine take a step, and then waits for what it wants. A seat that was handed over
-// meanwhile is touched again, so its next machine takes a step too, and is asked after that. It
-// begins without readiness: what the socket still has is reported again.
+// step lets the machine take a step, and then waits for what it wants. If it has handed its seat
+// over, the next machine takes a step in this turn too, and the seat is armed after that one. The
+// next machine begins without readiness: what the socket still has is reported again.
 func (s *seat) step() {
 	ready := s.ready
 	s.ready = 0
@@ -444,9 +444,10 @@ func (s *seat) step() {
 		return
 	}
 	s.machine.step(ready)
-	if s.machine != nil && !s.touched {
-		s.arm()
+	if s.machine == nil || s.touched { // given up, or handed over
+		return
 	}
+	s.arm()
 }
 
 // arm asks the machine what it waits for, and has the loop and the poller wait for that.
@@ -474,7 +475,8 @@ func (s *seat) watch(want readiness) {
 	}
 }
 
-// hold takes a socket, which the seat will close. It is watched only after the machine's step.
+// hold takes a socket, which the seat will close. It is watched only after the machine's step, and
+// so not before that has called connect.
 func (s *seat) hold(sock socket) {
 	s.socket = sock
 	s.holding = true
@@ -742,7 +744,7 @@ func (c *served) step(ready readiness) {
 		s.log.data("recv", s.buffer[:n])
 		c.write(s.buffer[:n])
 	case errWouldBlock:
-	case io.EOF: // all that it sent is back
+	case io.EOF: // all that it sent was written back
 		c.end(nil)
 	default:
 		c.end(called("read", err))
@@ -822,7 +824,7 @@ const (
 //	    |        |       of the ring and gone on at its begin:           |     |
 //	 settled    end                                                     end  settled
 //
-//	# kept, from settled to end      . free
+//	# kept, from settled to end; the next read goes to the dots behind end
 type ring []byte
 
 // piece is the longest contiguous part from offset from, up to to.
@@ -935,8 +937,8 @@ func (in *input) readBeside(gap []byte) {
 }
 
 // gap is where the next read goes: the rest of the block that the next byte belongs to. The ring
-// has four blocks of 256 KiB. One is written again when all that it held, a whole length before, is
-// settled; until then there is no gap.
+// has four blocks of 256 KiB, and each is written again when all that it held is settled. So when
+// 1 MiB is taken, there is no gap until 256 KiB are settled, and then it is the first block.
 func (in *input) gap(settled int64) []byte {
 	blockEnd := in.taken - in.taken%inputRead + inputRead
 	if settled < blockEnd-int64(len(in.ring)) {
@@ -1062,8 +1064,8 @@ type facts struct {
 	input        inputState // of the source
 	allSettled   bool       // each byte that was taken in
 	allBack      bool       // each byte that was sent (echo)
-	acknowledged bool       // the peer's kernel has all that was sent, our FIN included (eof)
-	bufferFull   bool       // the peer takes no more: our kernel has no room for what it sends
+	acknowledged bool       // all that is out, by the peer's kernel; our FIN too, if it is (eof)
+	bufferFull   bool       // our kernel has refused bytes, since the peer does not take its own yet
 	out          half       // from us to the peer
 	in           half       // from the peer to us
 	silent       bool       // the peer owes something, and was silent for too long
@@ -1079,8 +1081,8 @@ func peerOwesEcho(f facts) bool {
 	return !f.allBack || f.bufferFull || f.out == isBroken
 }
 
-// peerOwesEOF: does the peer owe a sign of life (eof)? It has to take what we send, as far as our
-// FIN, and then owes its own.
+// peerOwesEOF: does the peer owe a sign of life (eof)? It has to take what we send, and to send its
+// FIN after ours.
 func peerOwesEOF(f facts) bool {
 	finOwed := f.out == hasEnded && f.in == isOpen
 	return !f.acknowledged || f.bufferFull || f.out == isBroken || finOwed
@@ -1119,8 +1121,9 @@ func judgeEcho(f facts) outcome {
 	case f.input == ended && f.allSettled:
 		return wholeJob
 	case inputOwes(f) && !f.inputSilent:
-		// The peer may have gone at the right time. The next read of standard input tells. If that
-		// is EOF, the job is whole; if it brings bytes, the peer went too early.
+		// The peer may have gone at the right time. The next read of standard input tells: if that
+		// is EOF, the job is whole. If it brings bytes, not all is settled any more, and the next
+		// line holds. So it does if there is none in time.
 		return goOn
 	case f.in != isOpen:
 		return peerEnded
@@ -1138,13 +1141,15 @@ func judgeEOF(f facts) outcome {
 	switch {
 	case f.outputFailed || f.input == failed:
 		return localFailure
-	case f.in == isBroken:
+	case f.in == isBroken: // a read has failed
 		return peerEnded
-	case f.out == isBroken && (f.in == hasEnded || f.silent):
+	case f.out == isBroken && f.in == hasEnded: // a write has failed, and there is no more to read
+		return peerEnded
+	case f.out == isBroken && f.silent: // a write has failed, and reading it all takes too long
 		return peerEnded
 	case f.out == hasEnded && f.in == hasEnded && f.acknowledged:
 		return wholeJob
-	case f.in == hasEnded && f.inputSilent:
+	case f.in == hasEnded && f.inputSilent: // the peer has ended, and we still cannot
 		return inputNotEnded
 	case f.silent:
 		return tooSilent
@@ -1155,7 +1160,7 @@ func judgeEOF(f facts) outcome {
 // Exit statuses. Where a signal leaves something undone, it is 128 and the signal's number.
 const (
 	exitOK             = iota // every connection did its whole job; -serve was asked to end
-	exitExchange              // reset, closed early, a byte differs, more came back than was sent
+	exitExchange              // reset, closed early, a wrong byte or one too many, input that goes on
 	exitUsage                 // the command line
 	exitConnect               // no such name, refused, unreachable, connected to itself
 	exitConnectTimeout        // the name's resolution included
@@ -1169,14 +1174,15 @@ const (
 // hands its socket to the next:
 //
 //	dial ----- there is ------> exchange ----- all bytes -----> drain
-//	           a connection                    are back
+//	           a connection                    are back (echo)
 //
-//	It connects, and is         It sends and receives,          It half-closes, and reads
-//	watched for writable.       and is watched for              until the peer's FIN, for
+//	It connects, and is         It sends and receives,          Our FIN is out, and it
+//	watched for writable.       and is watched for              waits for the peer's, for
 //	                            readable, and for writable      half a second at most.
 //	                            after bytes were refused.
 //
-// Each of them can be the last. What they have in common is the connection, which knows what the
+// Each of them can be the last: a connection has failed, or was all that is wanted, and in eof the
+// FINs are part of the exchange. What they have in common is the connection. It knows what the
 // report will tell of it, and counts itself when it is finished.
 
 // client is what all connections of a run share.
@@ -1230,7 +1236,7 @@ type connection struct {
 	connected   time.Duration // when connect was answered; never: it was not
 	lastRead    time.Duration // when the last byte was read; never: none was
 	sent        int64         // bytes that the kernel took
-	returned    int64         // bytes that came back, up to the first wrong one
+	returned    int64         // bytes that came (back), in echo up to the first wrong one
 	concluded   time.Duration // when the exchange had its verdict; never: it has none
 	retransmits int           // segments sent again, or -1
 }
@@ -1477,18 +1483,19 @@ type exchange struct {
 	out        half
 	in         half
 	bufferFull bool          // the kernel has refused bytes, for want of room
-	yields     bool          // more could be sent, but the rest of the loop has a turn first
+	yields     bool          // there may be more to send, but the rest of the loop has a turn first
 	acked      int64         // offset that the peer's kernel is known to have, our FIN as one (eof)
 	ackLook    time.Duration // when to look at that again, once both halves have ended (eof)
 
 	idle      idleClock // of the peer
 	inputIdle idleClock // of standard input, once the peer has ended
 
-	wrong     *mismatch // the first
-	broke     *failure  // the first that the kernel said of a half that is broken
+	// For the verdict's words.
+	wrong     *mismatch
+	broke     *failure // the first that the kernel said of a half that is broken
 	outputErr error
-	moved     time.Duration // when the last byte was sent, or was read and handed on
-	gone      time.Duration // when the peer first was known to have ended; never: it was not
+	movedAt   time.Duration // when the last byte was sent, or was read and handed on
+	goneAt    time.Duration // when the peer first was known to have ended; never: it was not
 }
 
 func newExchange(conn *connection) *exchange {
@@ -1500,7 +1507,7 @@ func newExchange(conn *connection) *exchange {
 		echo:      c.options.until == untilEcho,
 		idle:      idleClock{limit: c.options.ioTimeout},
 		inputIdle: idleClock{limit: c.options.ioTimeout},
-		gone:      never,
+		goneAt:    never,
 	}
 	if c.block != nil {
 		x.messages = &messages{
@@ -1543,7 +1550,8 @@ func (x *exchange) deadline() time.Duration {
 		return atOnce
 	}
 	by := min(x.idle.deadline(), x.inputIdle.deadline())
-	// The next round waits until this one is settled, even if its time has come.
+	// The next round waits until this one is settled, even if its time has come: asked for before,
+	// it would be due in each turn, and the loop would not sleep.
 	if x.out == isOpen && x.settled() == x.source.end() {
 		by = min(by, x.source.due())
 	}
@@ -1556,8 +1564,8 @@ func (x *exchange) deadline() time.Duration {
 // step: the order of its lines is that of causes and effects. Bytes that are settled make room for
 // input, input can be sent, the end of the input sends our FIN. What a line makes possible is tried
 // below it, in the same step, since no event will tell of it. Were halfClose above send, no FIN
-// would follow the last bytes: nothing is left to be sent, so nothing would wake the machine, and
-// the peer waits for that FIN.
+// would follow the last bytes: nothing is left to be sent, so no readiness would wake the machine,
+// and the peer waits for that FIN.
 func (x *exchange) step(ready readiness) {
 	if ready&readable != 0 {
 		x.receive() // settles bytes, so that the ring has room, and the next round may begin
@@ -1565,9 +1573,11 @@ func (x *exchange) step(ready readiness) {
 	if ready&writable != 0 {
 		x.bufferFull = false
 	}
-	x.send()      // what is there, to its end if that is reached
-	x.halfClose() // after the end (eof)
-	x.countAcks() // of all that is out, our FIN included (eof)
+	x.send() // what is there, to its end if that is reached
+	if !x.echo {
+		x.halfClose() // after the end
+		x.countAcks() // of all that is out, our FIN included
+	}
 	x.runClocks() // for what is owed now
 	x.conclude()
 }
@@ -1611,8 +1621,8 @@ func (x *exchange) arrived(p []byte) {
 		x.noteRound()
 		x.handOn(p[:good])
 	}
-	x.moved = x.loop.clock()
-	x.idle.restart(x.moved)
+	x.movedAt = x.loop.clock()
+	x.idle.restart(x.movedAt)
 }
 
 // noteRound counts the present round of MESSAGEs, if what was just read is its end.
@@ -1634,20 +1644,21 @@ func (x *exchange) handOn(p []byte) {
 // Writing makes room in the ring, or may, so each write is followed by another look at the source.
 func (x *exchange) send() {
 	x.yields = false
-	for share := 0; share < sendShare; {
+	for taken := 0; taken < sendShare; {
 		x.takeIn()
 		if !x.canWrite() {
 			return
 		}
-		share += x.write()
+		taken += x.write()
 	}
 	x.yields = !x.bufferFull
 }
 
 const sendShare = 1 << 20 // bytes after which a step sends no more
 
-// takeIn has the source take in what there is. After the peer's end no other round begins. But
-// standard input is still read, since it decides the verdict whether that has ended too.
+// takeIn has the source take in what there is. After the peer's end no other round begins; the first
+// always does, since the first step reads nothing from the peer. But standard input is still read,
+// since it decides the verdict whether that has ended too.
 func (x *exchange) takeIn() {
 	if x.in == isOpen || x.input != nil {
 		x.source.refill(x.settled())
@@ -1673,8 +1684,8 @@ func (x *exchange) write() int {
 	x.conn.sent += int64(n)
 	x.client.tally.sent += int64(n)
 	if n > 0 {
-		x.moved = x.loop.clock()
-		x.inputIdle.restart(x.moved) // these bytes came from it
+		x.movedAt = x.loop.clock()
+		x.inputIdle.restart(x.movedAt) // these bytes came from it
 		x.conn.log.data("sent", p[:n])
 	}
 	return n
@@ -1702,11 +1713,19 @@ func (x *exchange) noteBroken(f *failure) {
 	}
 }
 
-// halfClose sends our FIN behind all that was sent, so that the peer can end too (eof).
+// ---- The client: -until eof ----
+
+// Here an exchange has phases. First the bytes go out. Behind the last one goes our FIN, so that the
+// peer can end too. When its FIN was read as well, only acknowledgements of what we sent may be
+// missing; then there is nothing left to be read or written, the socket is watched for nothing, and
+// no event will tell of them, or of a reset. So both are asked for every 10 ms. (The peer's FIN may
+// come before ours, and changes nothing for what we send.)
+
+// halfClose sends our FIN behind the last byte.
 func (x *exchange) halfClose() {
 	state := x.source.state()
 	atEnd := x.conn.sent == x.source.end() && (state == ended || state == emptyEnd)
-	if x.echo || x.out != isOpen || !atEnd {
+	if x.out != isOpen || !atEnd {
 		return
 	}
 	x.conn.log.printf("shutdown: all %d bytes are sent", x.conn.sent)
@@ -1718,16 +1737,16 @@ func (x *exchange) halfClose() {
 	x.out = hasEnded
 }
 
-// bothEnded: our FIN is out and the peer's was read, so the socket is watched for nothing any more.
+// bothEnded: our FIN is out and the peer's was read.
 func (x *exchange) bothEnded() bool { return x.out == hasEnded && x.in == hasEnded }
 
-// countAcks keeps acked (eof), the offset before which the peer's kernel has acknowledged all: what
-// is out, less what our own kernel still keeps because it may have to be sent again. Where that is
-// not known (-1), all counts as acknowledged. To an upload nothing may come back, and then this is
-// the peer's one sign of life. No event tells of it, so each step asks, and the step at the end of
-// a silence is the last that does.
+// countAcks keeps acked, the offset before which the peer's kernel has acknowledged all: what is
+// out, less what our own kernel still keeps because it may have to be sent again. Where that is not
+// known (-1), all counts as acknowledged. To an upload nothing may come back, and then this is the
+// peer's one sign of life. No event tells of it, so each step asks, and the one at the end of a
+// silence is the last that does.
 func (x *exchange) countAcks() {
-	if x.echo || x.out == isBroken {
+	if x.out == isBroken {
 		return
 	}
 	unacknowledged, _ := x.loop.sockets.path(x.conn.seat.socket)
@@ -1744,9 +1763,8 @@ func (x *exchange) countAcks() {
 
 const ackPause = 10 * time.Millisecond // between two looks, where only acknowledgements are missing
 
-// findReset: both FINs have passed and nothing is read any more, so an error that comes now has to
-// be asked for. It gets the words that a read would have had for it. Any other error is what a
-// router has said (ICMP) of a connection that still goes on.
+// findReset asks for an error, and gives it the words that a read would have had for it. An error
+// other than these two is what a router has said (ICMP) of a connection that still goes on.
 func (x *exchange) findReset() {
 	err := x.loop.sockets.pendingError(x.conn.seat.socket)
 	if err == errReset || err == errTimedOut {
@@ -1762,12 +1780,14 @@ func (x *exchange) offset() int64 {
 	return x.conn.sent
 }
 
+// ---- The client: how an exchange ends ----
+
 // runClocks starts the clocks of silence, and stops them. It also notes the end of the peer.
 func (x *exchange) runClocks() {
 	now := x.loop.clock()
 	f := x.facts()
-	if x.gone == never && (x.in != isOpen || x.out == isBroken) {
-		x.gone = now
+	if x.goneAt == never && (x.in != isOpen || x.out == isBroken) {
+		x.goneAt = now
 	}
 	if x.echo {
 		x.idle.setOwes(peerOwesEcho(f), now)
@@ -1777,8 +1797,8 @@ func (x *exchange) runClocks() {
 	x.inputIdle.setOwes(inputOwes(f), now)
 }
 
-// facts are what is decided by. Whether a silence is too long is judged by the begin of the turn: a
-// deadline that has passed since then has not given the socket its last look yet.
+// facts are what is decided by. A silence that became too long after the turn's begin is left to
+// the next one, which tries the socket before.
 func (x *exchange) facts() facts {
 	now := x.loop.now
 	return facts{
@@ -1856,7 +1876,7 @@ func (d *drain) step(ready readiness) {
 		d.conn.finish(exitExchange, &failure{"compare", wrong})
 		return
 	}
-	d.conn.log.printf("drained: %v", err)
+	d.conn.log.printf("drained: %v", err) // EOF, would block at the end of the time, or a failure
 	d.conn.finish(exitOK, nil)
 }
 
@@ -1900,7 +1920,8 @@ func (x *exchange) streamFailure() *failure {
 	return &failure{"output", fmt.Errorf("standard output: %w", x.outputErr)}
 }
 
-// peerFailure is how the peer ended.
+// peerFailure is how the peer ended: what the kernel has said, or "closed by the peer after 2.0s of
+// silence, before round 2", or "closed early (3 of 6 bytes)".
 func (x *exchange) peerFailure() *failure {
 	idle := x.idleText()
 	switch {
@@ -1913,12 +1934,13 @@ func (x *exchange) peerFailure() *failure {
 	return &failure{"closed", err}
 }
 
-// idleText tells of a flow that was good, and idle when it ended: for how long, and before what.
+// idleText tells of a flow that was good, and idle when the peer ended: for how long, and before
+// what. Of any other it is empty.
 func (x *exchange) idleText() string {
 	if x.conn.sent == 0 || x.settled() < x.source.end() {
 		return ""
 	}
-	silence := seconds(x.gone - x.moved)
+	silence := seconds(x.goneAt - x.movedAt)
 	switch x.source.state() {
 	case goesOn:
 		return fmt.Sprintf(" after %s of silence, before round %d", silence, x.messages.begun+1)
@@ -1943,10 +1965,11 @@ func (x *exchange) silence() string {
 
 // ---- Names ----
 
-const maxAddrs = 128 // of a name: each is tried, and named if all fail
+// Package net finds the addresses, in the way of each system: newResolver is in poller_<os>.go. What
+// is left to do here is to refuse what is no name, and to keep what package net says fit for a
+// terminal and for an exit status.
 
-// Package net finds the addresses, in the way of each system: newResolver is the backend's. What
-// is left to do here is to keep what it says fit for a terminal and for an exit status.
+const maxAddrs = 128 // of a name: each is tried, and named if all fail
 
 var (
 	errNoName   = errors.New("no such name")
@@ -1971,9 +1994,9 @@ func checkHost(host string) error {
 	return nil
 }
 
-// resolve finds the addresses of host in a family, ip, ip4 or ip6, or of both, within a time limit,
-// 0 for none. Its errors do not repeat the name; errors.Is tells errNoName, errTimedOut and
-// errTooManyFiles.
+// resolve finds the addresses of host in a family, ip4 or ip6, or in both, ip, within a time limit,
+// 0 for none. Its errors do not repeat the name; errors.Is tells errNoName, errNoFamily, errTimedOut
+// and errTooManyFiles.
 func resolve(host, family string, limit time.Duration) (addrs []netip.Addr, err error) {
 	if isLocalhost(host) {
 		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
@@ -1999,7 +2022,7 @@ func isLocalhost(host string) bool {
 }
 
 // ask is LookupNetIP, which asks for the family that is wanted and no other, but loses zones. A
-// link-local address is of no use without its zone, so these are looked up once more.
+// link-local address is of no use without its zone, so a host that has one is looked up once more.
 func ask(ctx context.Context, resolver *net.Resolver, host, family string) ([]netip.Addr, error) {
 	addrs, err := resolver.LookupNetIP(ctx, family, host)
 	if !slices.ContainsFunc(addrs, netip.Addr.IsLinkLocalUnicast) {
@@ -2086,7 +2109,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	p, err := newPoller()
-	if err == nil && !o.needsOnePoller() {
+	if err == nil && o.needsRuntimePoller() {
 		err = startRuntimePoller()
 	}
 	if o.streams() {
@@ -2112,10 +2135,20 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return s.run()
 }
 
-// startRuntimePoller has the Go runtime make its own poller now. It makes that when it first needs
-// it, for a timer (its collector sets some) or for a socket of package net, and if no descriptors
-// are left by then it ends the process (netpollinit in its netpoll_epoll.go). Here the sleep sets a
-// timer. But first another of our own pollers tells whether there is room, and is closed again.
+// The Go runtime has a poller too. It makes that when it first needs it, for a timer or for a socket
+// of package net, and if no descriptors are left by then it ends the process with a stack trace
+// (netpollinit in its netpoll_epoll.go). So it has to make it early, while a lack can be reported.
+
+// needsRuntimePoller: does the run look up a name, or go on for so long that the collector, which
+// sets timers, has work? One short exchange shows a trace of system calls without that poller.
+func (o *options) needsRuntimePoller() bool {
+	_, err := netip.ParseAddr(o.host)
+	isName := err != nil
+	return isName || o.serve || o.n > 1 || o.countsRounds() || o.streams() || o.progress > 0
+}
+
+// startRuntimePoller has the runtime make its poller now. Whether there is room for it, another one
+// of ours tells first, which is closed again. Then a sleep sets a timer.
 func startRuntimePoller() error {
 	trial, err := newPoller()
 	if err != nil {
@@ -2167,7 +2200,7 @@ type session struct {
 	client      *client // nil with -serve
 	server      *server // with -serve, and in the recipe; else nil
 	tally       tally
-	interrupted int      // the exit status of the first signal; 0: there was none
+	interrupted int      // the exit status of a signal; 0: there was none
 	failure     *failure // why the run could not begin, or go on
 	status      int      // with failure
 }
@@ -2180,7 +2213,7 @@ func newSession(o *options, w world) *session {
 	if o.verbose {
 		s.loop.watching = s.logWatching
 	}
-	if o.serve || o.demo {
+	if o.serve || o.recipe {
 		s.server = &server{
 			loop:     s.loop,
 			log:      s.log,
@@ -2211,7 +2244,7 @@ func (s *session) run() int {
 	s.begin()
 	s.loop.turning.Unlock()
 	err := s.loop.run()
-	s.loop.turning.Lock() // for good: from here on a signal comes too late
+	s.loop.turning.Lock() // for good: what is reported now is not reported by a signal too
 	if err != nil {
 		s.fail(exitLocal, &failure{"poller", err})
 	}
@@ -2220,8 +2253,8 @@ func (s *session) run() int {
 	return status
 }
 
-// begin seats the first machines. HOST is looked up by one, and another reads standard input
-// where that has to be known as a whole; each leads on to the next.
+// begin seats the first machines. One waits for the addresses of HOST, and before it one for
+// standard input where that has to be known as a whole; each leads on to the next.
 func (s *session) begin() {
 	if s.options.progress > 0 && !s.options.quiet {
 		s.showProgress()
@@ -2229,7 +2262,7 @@ func (s *session) begin() {
 	switch {
 	case s.options.serve:
 		s.withAddresses(s.listenAll)
-	case s.options.demo:
+	case s.options.recipe:
 		s.withAddresses(s.connectToServer)
 	case s.options.gathers():
 		s.gather()
@@ -2244,14 +2277,6 @@ func (s *session) fail(status int, cause *failure) {
 	if s.failure == nil {
 		s.status = status
 		s.failure = cause
-	}
-}
-
-// interrupt ends the run because of the first signal, with the exit status that belongs to it.
-func (s *session) interrupt(status int) {
-	if s.interrupted == 0 {
-		s.interrupted = status
-		s.loop.stopped = true
 	}
 }
 
@@ -2276,8 +2301,8 @@ func (s *session) catchSignals() {
 
 // endBy ends the process because of a signal. It reports in the loop's place as soon as no turn is
 // under way: the loop may be stuck in a write to standard output, or in a file system that hangs.
-// If it is stuck in standard error, the time limit holds. Where descriptors have run out there is
-// no limit: its timer might need the Go runtime's poller, for which there is no room.
+// If it is stuck in standard error, the time limit holds. There is none where the runtime's poller,
+// which its timer may need, has no room.
 func (s *session) endBy(status int) {
 	atLast := status
 	if s.options.serve {
@@ -2288,7 +2313,7 @@ func (s *session) endBy(status int) {
 		limit = time.AfterFunc(signalLimit, func() { os.Exit(atLast) })
 	}
 	s.loop.turning.Lock()
-	s.interrupt(status)
+	s.interrupted = status
 	status = s.report()
 	if limit != nil {
 		limit.Stop()
@@ -2314,13 +2339,13 @@ type errand struct {
 	seat    *seat
 	done    bool
 	by      time.Duration
-	then    func(done bool) // is called once: when the work is done, or its time is up
+	goOn    func(done bool) // is called once: when the work is done, or its time is up
 }
 
-// errand has work done and then calls then. What work finds out it leaves in variables of its
-// caller's, which then may read if done.
-func (s *session) errand(work func(), by time.Duration, then func(done bool)) {
-	e := &errand{session: s, by: by, then: then}
+// sendOn has a goroutine do the work, and then the loop call goOn. What work finds out it leaves in
+// variables of its caller's. Only if it is done goOn may read them.
+func (s *session) sendOn(work func(), by time.Duration, goOn func(done bool)) {
+	e := &errand{session: s, by: by, goOn: goOn}
 	e.seat = s.loop.sit(e)
 	s.world.spawn(func() {
 		work()
@@ -2337,7 +2362,7 @@ func (e *errand) deadline() time.Duration { return e.by }
 func (e *errand) step(readiness) {
 	if e.done || e.session.loop.now >= e.by {
 		e.seat.giveUp()
-		e.then(e.done)
+		e.goOn(e.done)
 	}
 }
 
@@ -2347,7 +2372,7 @@ func (s *session) gather() {
 	var data []byte
 	var err error
 	read := func() { data, err = io.ReadAll(io.LimitReader(s.world.stdin, ringSize+1)) }
-	s.errand(read, never, func(bool) {
+	s.sendOn(read, never, func(bool) {
 		switch {
 		case err != nil:
 			s.fail(exitLocal, &failure{"input", fmt.Errorf("standard input: %w", err)})
@@ -2364,9 +2389,9 @@ func (s *session) gather() {
 
 var errTooMuch = fmt.Errorf("standard input: more than %d bytes cannot be sent again", ringSize)
 
-// withAddresses calls then with the addresses of HOST: at once for a literal, else when they are
+// withAddresses calls goOn with the addresses of HOST: at once for a literal, else when they are
 // there.
-func (s *session) withAddresses(then func([]netip.Addr)) {
+func (s *session) withAddresses(goOn func([]netip.Addr)) {
 	limit := s.options.connectTimeout
 	by := never
 	if limit > 0 {
@@ -2376,24 +2401,24 @@ func (s *session) withAddresses(then func([]netip.Addr)) {
 		s.client.connectBy = by
 	}
 	if s.options.host == "" { // -serve on every address
-		s.found([]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}, then)
+		s.found([]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}, goOn)
 		return
 	}
 	literal, err := netip.ParseAddr(s.options.host)
 	if err == nil {
-		s.found([]netip.Addr{literal}, then)
+		s.found([]netip.Addr{literal}, goOn)
 		return
 	}
 	var addrs []netip.Addr
 	ask := func() { addrs, err = s.world.resolve(s.options.host, s.options.family, limit) }
-	s.errand(ask, by, func(done bool) {
+	s.sendOn(ask, by, func(done bool) {
 		switch {
 		case !done:
 			s.notFound(errTimedOut)
 		case err != nil:
 			s.notFound(err)
 		default:
-			s.found(addrs, then)
+			s.found(addrs, goOn)
 		}
 	})
 }
@@ -2412,8 +2437,9 @@ func (s *session) notFound(err error) {
 }
 
 // found goes on with the addresses that can be used: unmapped (::ffff:192.0.2.1 is IPv4), of the
-// family asked for, which is also that of -source, with a zone that is one of ours, each once.
-func (s *session) found(addrs []netip.Addr, then func([]netip.Addr)) {
+// family asked for, which is also that of -source, with a zone that this machine has, if any. None
+// is used twice.
+func (s *session) found(addrs []netip.Addr, goOn func([]netip.Addr)) {
 	var usable []netip.Addr
 	unusable := errNoFamily
 	for _, a := range addrs {
@@ -2431,7 +2457,7 @@ func (s *session) found(addrs []netip.Addr, then func([]netip.Addr)) {
 		return
 	}
 	s.log.printf("resolved %s to %v", shortened(printable(s.options.host)), usable)
-	then(usable)
+	goOn(usable)
 }
 
 // connectToServer is the recipe: the server is this program's own.
@@ -2556,7 +2582,7 @@ type options struct {
 	verbose        bool
 	quiet          bool
 	serve          bool
-	demo           bool
+	recipe         bool
 	help           bool
 	version        bool
 	host           string // "": every address (-serve)
@@ -2598,7 +2624,7 @@ func parse(args []string) (*options, error) {
 	}
 	switch {
 	case len(words) == 0 && !o.serve:
-		o.demo = true
+		o.recipe = true
 		o.verbose = o.verbose || !o.quiet
 		o.block = []byte("data1\ndata2\n")
 		o.host = "127.0.0.1"
@@ -2796,14 +2822,6 @@ func (o *options) streams() bool {
 	return o.block == nil && o.until != untilConnect && !o.gathers() && !o.serve
 }
 
-// needsOnePoller: is this run so short, and so few its descriptors, that the Go runtime will not
-// need a poller of its own?
-func (o *options) needsOnePoller() bool {
-	_, err := netip.ParseAddr(o.host)
-	isLiteral := err == nil
-	return isLiteral && !o.serve && o.n == 1 && !o.countsRounds() && !o.streams() && o.progress == 0
-}
-
 // check holds what every word allows against the others.
 func (o *options) check() error {
 	switch {
@@ -2823,7 +2841,7 @@ func (o *options) check() error {
 		return errors.New("-every needs -until echo")
 	case o.every > 0 && o.streams():
 		return errors.New("-every needs a -count other than 1, or a MESSAGE")
-	case o.until == untilConnect && o.block != nil && !o.demo:
+	case o.until == untilConnect && o.block != nil && !o.recipe:
 		return errors.New("-until connect sends nothing, and takes no MESSAGE")
 	}
 	return nil
@@ -2898,11 +2916,12 @@ type causeCount struct {
 	n      int
 }
 
-// tally is what the client's connections came to. Its size does not depend on their number.
+// tally is what the client's connections came to. Its size does not depend on their number. Each of
+// n is either counted (ok or failures), or draining, or unfinished so far.
 type tally struct {
 	n        int // connections in all
 	begun    int
-	draining int // with a verdict, which is success, and not yet closed
+	draining int // with a verdict, which is success, but not yet closed, and so not counted
 	ok       int
 	failures int
 	status   int // the worst
@@ -3025,8 +3044,8 @@ func mbits(bytes int64, d time.Duration) string {
 	return " mbit_s=" + strconv.FormatFloat(rate, 'f', digits, 64)
 }
 
-// printLine writes a result line: for people and for scripts. Its words are the place, one word
-// that says what the line is, keys with values, the time, and the cause last.
+// printLine writes a result line: for people and for scripts. It has the place, what the line is,
+// keys with values, the time, and the cause last.
 func (s *session) printLine(place, words string, cause string) {
 	at := s.world.wall().UTC().Format("2006-01-02T15:04:05.000Z")
 	line := "echomux: " + place + " " + words + " at=" + at
@@ -3039,7 +3058,7 @@ func (s *session) printLine(place, words string, cause string) {
 // place is where the run was to go to, as it was asked for, in one word.
 func (s *session) place() string {
 	port := s.options.port
-	if s.options.demo && len(s.server.listeners) > 0 {
+	if s.options.recipe && len(s.server.listeners) > 0 {
 		port = s.server.listeners[0].at.Port()
 	}
 	host := strings.ReplaceAll(printable(s.options.host), " ", `\x20`)
@@ -3194,7 +3213,7 @@ func (s *session) printListening(at netip.AddrPort) {
 // printComplaint tells that a listener cannot accept. In the recipe the client waits for that.
 func (s *session) printComplaint(at netip.AddrPort, failures int, err error) {
 	f := called("accept", err)
-	if s.options.demo {
+	if s.options.recipe {
 		s.fail(exitLocal, f)
 		return
 	}
@@ -3202,7 +3221,7 @@ func (s *session) printComplaint(at netip.AddrPort, failures int, err error) {
 	s.printLine(at.String(), line, f.Error())
 }
 
-// logWatching logs what a connection is watched for.
+// logWatching logs what a connection, or one of the server's sockets, is watched for.
 func (s *session) logWatching(m machine, want readiness) {
 	words := [...]string{"nothing", "read only", "write only", "read and write"}
 	text := "watching for " + words[want]

@@ -462,11 +462,16 @@ func newClock() func() time.Duration {
 	return func() time.Duration { return time.Since(start) }
 }
 
-// newResolver is Go's own resolver, however echomux was built. It waits five seconds for an answer
-// before it asks the next name server (resolv.conf(5), timeout), which is more than a run has. So
-// the first try of each question at each server ends after a second. The second try has all of
-// the resolver's time, and a server that is merely slow still answers. For each try the resolver
-// dials, sets a deadline, and writes the question (package net, dnsclient_unix.go).
+// newResolver is Go's own resolver, however echomux was built. It asks the name servers one after the
+// other, and then all of them again, and waits five seconds for each answer (resolv.conf(5)). By
+// default a run has less for all it does. So here the first try of a question at a server ends after
+// a second, and the second has all its time. A dead server costs a second then, and a slow one has
+// its answer taken the second time:
+//
+//	first server, dead    second server, slow    first server    second server
+//	1 s                   1 s                    5 s             its answer after 1.5 s
+//
+// A try is a dial, a deadline, a question and an answer (package net, dnsclient_unix.go).
 func newResolver() *net.Resolver {
 	tries := &firstTries{asked: make(map[string]bool)}
 	return &net.Resolver{PreferGo: true, Dial: tries.dial}
@@ -509,10 +514,10 @@ type questionConn struct {
 	tries  *firstTries
 }
 
-// Write sends the question. At the first try a deadline of our own takes the place of the one that
-// the resolver has set. Ours may be the later one, and no harm is done: the loop has its own for
-// the whole look-up. The first two bytes of a question are drawn anew for each try, so the others
-// tell whether it was asked before (RFC 1035 section 4.1).
+// Write sends the question. The resolver has set the deadline of this try just before; at the first
+// try one of ours takes its place. (The loop has its own for the whole look-up, so ours may be the
+// later one.) A question begins with two bytes that are drawn anew for each try, and the others tell
+// whether it was asked before (RFC 1035 section 4.1).
 func (c *questionConn) Write(query []byte) (int, error) {
 	if c.tries.isFirst(c.server, string(query[2:])) {
 		c.SetDeadline(time.Now().Add(firstTryTime)) // can only fail on a closed connection

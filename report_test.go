@@ -317,7 +317,7 @@ func TestProgressBefore(t *testing.T) {
 func listening(t testing.TB, args ...string) (s *session, run *running, places []string) {
 	t.Helper()
 	s, run = inside(t, func(*world) {}, append([]string{"-serve"}, args...)...)
-	t.Cleanup(func() { s.loop.post(func() { s.interrupt(143) }) })
+	t.Cleanup(func() { s.loop.post(func() { interrupt(s, 143) }) })
 	run.stderr.await(t, " listening at=", 1)
 	for line := range strings.Lines(run.stderr.String()) {
 		l, err := parseLine(strings.TrimSuffix(line, "\n"))
@@ -349,7 +349,7 @@ func TestServerLines(t *testing.T) {
 	c.Read(make([]byte, 1))
 	resets(c.(*net.TCPConn))
 	time.Sleep(100 * time.Millisecond)
-	s.loop.post(func() { s.interrupt(143) })
+	s.loop.post(func() { interrupt(s, 143) })
 	r = run.end(t)
 	if os.Getenv("ECHOMUX_RIG") == "wine" {
 		return // a reset reads as EOF
@@ -373,7 +373,7 @@ func TestServerEverywhere(t *testing.T) {
 		hosts = append(hosts, "::")
 	}
 	s, run, places := listening(t, "0")
-	s.loop.post(func() { s.interrupt(130) })
+	s.loop.post(func() { interrupt(s, 130) })
 	r := run.end(t)
 	r.wantLine(t, 0, "ended", "clients=0 failures=0 received=0 returned=0", "")
 	r.wantLines(t, len(hosts)+1)
@@ -409,7 +409,7 @@ func TestServerNames(t *testing.T) {
 	run.end(t).wantLine(t, 4, "failed", "", "lookup name.example: timed out")
 	s, run := inside(t, finds(0, loopbacks(2), nil), "-serve", "name.example", "0")
 	run.stderr.await(t, " listening ", 2)
-	s.loop.post(func() { s.interrupt(143) })
+	s.loop.post(func() { interrupt(s, 143) })
 	run.end(t).wantLine(t, 0, "ended", "clients=0 ...", "")
 }
 
@@ -437,7 +437,7 @@ func TestServerRestart(t *testing.T) {
 		}
 		io.WriteString(c, "x")
 		c.Read(make([]byte, 1))
-		s.loop.post(func() { s.interrupt(143) })
+		s.loop.post(func() { interrupt(s, 143) })
 		run.end(t).wantLine(t, 0, "ended", "clients=1 failures=0 received=1 returned=1", "")
 		c.Close()
 	}
@@ -469,7 +469,7 @@ func TestServerLacksFamily(t *testing.T) {
 		}}
 	}, "-serve", "0")
 	run.stderr.await(t, " listening ", 1)
-	s.loop.post(func() { s.interrupt(143) })
+	s.loop.post(func() { interrupt(s, 143) })
 	r := run.end(t)
 	r.wantLine(t, 0, "ended", "clients=0 ...", "")
 	r.wantLines(t, 2)
@@ -506,7 +506,7 @@ func TestServerPortTaken(t *testing.T) {
 			continue
 		}
 		run.stderr.await(t, " listening ", 1)
-		s.loop.post(func() { s.interrupt(143) })
+		s.loop.post(func() { interrupt(s, 143) })
 		r := run.end(t)
 		r.wantLine(t, 0, "ended", "clients=0 ...", "")
 		r.wantLines(t, 2)
@@ -517,7 +517,7 @@ func TestServerPortTaken(t *testing.T) {
 func TestServerQuiet(t *testing.T) {
 	t.Parallel()
 	s, run := inside(t, func(*world) {}, "-serve", "-q", "127.0.0.1", "0")
-	s.loop.post(func() { s.interrupt(143) })
+	s.loop.post(func() { interrupt(s, 143) })
 	run.end(t).wantQuiet(t)
 }
 
@@ -577,7 +577,7 @@ func TestServerCannotAccept(t *testing.T) {
 	}
 	defer c.Close()
 	run.stderr.await(t, " cause ", 1)
-	s.loop.post(func() { s.interrupt(143) })
+	s.loop.post(func() { interrupt(s, 143) })
 	r := run.end(t)
 	r.wantLine(t, 0, "ended", "clients=0 failures=0 received=0 returned=0", "")
 	r.lines[1].want(t, "cause", "failures=1", "accept: too many open files")

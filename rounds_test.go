@@ -172,8 +172,7 @@ func TestInterrupted(t *testing.T) {
 			args := append(strings.Fields(test.flags), "-v", "127.0.0.1", test.port, "hello")
 			s, run := inside(t, func(*world) {}, args...)
 			run.stderr.await(t, test.ready, 1)
-			s.loop.post(func() { s.interrupt(143) })
-			s.loop.post(func() { s.interrupt(130) }) // the first one decides
+			s.loop.post(func() { interrupt(s, 143) })
 			run.end(t).wantLine(t, 143, "interrupted", test.keys, "")
 		})
 	}
@@ -193,7 +192,7 @@ func TestInterruptedAfter(t *testing.T) {
 		args := []string{"-v", "-n", strconv.Itoa(n), "127.0.0.1", port, "hello"}
 		s, run := inside(t, func(*world) {}, args...)
 		run.stderr.await(t, "shutdown: ", n)
-		s.loop.post(func() { s.interrupt(143) })
+		s.loop.post(func() { interrupt(s, 143) })
 		run.end(t).wantLine(t, 0, "ok", keys, "")
 	}
 }
@@ -214,7 +213,7 @@ func TestInterruptedBefore(t *testing.T) {
 			args = append(args, "hello")
 		}
 		s, run := inside(t, finds(time.Second, nil, errTimedOut), args...)
-		s.loop.post(func() { s.interrupt(130) })
+		s.loop.post(func() { interrupt(s, 130) })
 		run.end(t).wantLine(t, 130, "interrupted", test.keys, "")
 	}
 }

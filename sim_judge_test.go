@@ -938,7 +938,7 @@ func (s *simulation) sawAcceptFail(a *simSock, err error) {
 			continue
 		}
 		l.paused = simMoment{k.turnAt, k.now}.plus(100 * time.Millisecond)
-		if s.o.demo {
+		if s.o.recipe {
 			s.endsWith(&simVerdict{status: exitLocal, words: []string{"accept: " + err.Error()}})
 		}
 	}

@@ -428,7 +428,7 @@ func (s *simulation) interrupt(status int) {
 	s.signal = status
 	s.k.logf("signal: %d", status)
 	s.k.credit++
-	s.session.loop.post(func() { s.session.interrupt(status) })
+	s.session.loop.post(func() { interrupt(s.session, status) })
 }
 
 // ending: nothing more has to be done for what is not finished.
@@ -479,7 +479,7 @@ func (s *simulation) sawListen(at netip.AddrPort) error {
 
 func (s *simulation) sawListener(a *simSock) {
 	s.listeners = append(s.listeners, &simListener{sock: a})
-	if s.o.demo {
+	if s.o.recipe {
 		s.port = a.to.Port()
 	} else if len(s.listeners) == 1 {
 		s.arrivals(a)
