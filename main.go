@@ -2135,9 +2135,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return s.run()
 }
 
-// The Go runtime has a poller too. It makes that when it first needs it, for a timer or for a socket
-// of package net, and if no descriptors are left by then it ends the process with a stack trace
-// (netpollinit in its netpoll_epoll.go). So it has to make it early, while a lack can be reported.
+// The Go runtime has a poller too. It makes that when it first needs it, for a timer or for a
+// socket of package net, and if no descriptors are left by then it ends the process with a stack
+// trace (netpollinit in its netpoll_epoll.go). So it has to make it early, while a lack can be
+// reported.
 
 // needsRuntimePoller: does the run look up a name, or go on for so long that the collector, which
 // sets timers, has work? One short exchange shows a trace of system calls without that poller.

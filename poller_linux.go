@@ -462,11 +462,11 @@ func newClock() func() time.Duration {
 	return func() time.Duration { return time.Since(start) }
 }
 
-// newResolver is Go's own resolver, however echomux was built. It asks the name servers one after the
-// other, and then all of them again, and waits five seconds for each answer (resolv.conf(5)). By
-// default a run has less for all it does. So here the first try of a question at a server ends after
-// a second, and the second has all its time. A dead server costs a second then, and a slow one has
-// its answer taken the second time:
+// newResolver is Go's own resolver, however echomux was built. It asks the name servers one after
+// the other, and then all of them again, and waits five seconds for each answer (resolv.conf(5)).
+// By default a run has less for all it does. So here the first try of a question at a server ends
+// after a second, and the second has all its time. A dead server costs a second then, and a slow
+// one has its answer taken the second time:
 //
 //	first server, dead    second server, slow    first server    second server
 //	1 s                   1 s                    5 s             its answer after 1.5 s
@@ -516,8 +516,8 @@ type questionConn struct {
 
 // Write sends the question. The resolver has set the deadline of this try just before; at the first
 // try one of ours takes its place. (The loop has its own for the whole look-up, so ours may be the
-// later one.) A question begins with two bytes that are drawn anew for each try, and the others tell
-// whether it was asked before (RFC 1035 section 4.1).
+// later one.) A question begins with two bytes that are drawn anew for each try, and the others
+// tell whether it was asked before (RFC 1035 section 4.1).
 func (c *questionConn) Write(query []byte) (int, error) {
 	if c.tries.isFirst(c.server, string(query[2:])) {
 		c.SetDeadline(time.Now().Add(firstTryTime)) // can only fail on a closed connection
