@@ -1656,9 +1656,9 @@ func (x *exchange) send() {
 
 const sendShare = 1 << 20 // bytes after which a step sends no more
 
-// takeIn has the source take in what there is. After the peer's end no other round begins; the first
-// always does, since the first step reads nothing from the peer. But standard input is still read,
-// since it decides the verdict whether that has ended too.
+// takeIn has the source take in what there is. After the peer's end no other round begins; the
+// first always does, since the first step reads nothing from the peer. But standard input is still
+// read, since it decides the verdict whether that has ended too.
 func (x *exchange) takeIn() {
 	if x.in == isOpen || x.input != nil {
 		x.source.refill(x.settled())
@@ -1715,8 +1715,8 @@ func (x *exchange) noteBroken(f *failure) {
 
 // ---- The client: -until eof ----
 
-// Here an exchange has phases. First the bytes go out. Behind the last one goes our FIN, so that the
-// peer can end too. When its FIN was read as well, only acknowledgements of what we sent may be
+// Here an exchange has phases. First the bytes go out. Behind the last one goes our FIN, so that
+// the peer can end too. When its FIN was read as well, only acknowledgements of what we sent may be
 // missing; then there is nothing left to be read or written, the socket is watched for nothing, and
 // no event will tell of them, or of a reset. So both are asked for every 10 ms. (The peer's FIN may
 // come before ours, and changes nothing for what we send.)
@@ -1965,8 +1965,8 @@ func (x *exchange) silence() string {
 
 // ---- Names ----
 
-// Package net finds the addresses, in the way of each system: newResolver is in poller_<os>.go. What
-// is left to do here is to refuse what is no name, and to keep what package net says fit for a
+// Package net finds the addresses, in the way of each system: newResolver is in poller_<os>.go.
+// What is left to do here is to refuse what is no name, and to keep what package net says fit for a
 // terminal and for an exit status.
 
 const maxAddrs = 128 // of a name: each is tried, and named if all fail
@@ -1995,8 +1995,8 @@ func checkHost(host string) error {
 }
 
 // resolve finds the addresses of host in a family, ip4 or ip6, or in both, ip, within a time limit,
-// 0 for none. Its errors do not repeat the name; errors.Is tells errNoName, errNoFamily, errTimedOut
-// and errTooManyFiles.
+// 0 for none. Its errors do not repeat the name; errors.Is tells errNoName, errNoFamily,
+// errTimedOut and errTooManyFiles.
 func resolve(host, family string, limit time.Duration) (addrs []netip.Addr, err error) {
 	if isLocalhost(host) {
 		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
