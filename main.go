@@ -81,8 +81,8 @@ import (
 
 // ---- The contract ----
 
-// Here is what a poller_<os>.go defines, and its comments say only what its kernel adds to this.
-// All is level-triggered, because that is what every kernel can do.
+// Here is what a poller_<os>.go has to offer, and its comments say only what its kernel adds to
+// this. All is level-triggered, because that is what every kernel can do.
 
 // socket is a descriptor or, on Windows, a SOCKET.
 type socket uintptr
@@ -179,28 +179,6 @@ var (
 	errNoPort       = errors.New("no local port is free")
 	errNoMemory     = errors.New("no buffer space available")
 	errTooManyFiles = errors.New("too many open files")
-)
-
-// inputKind is what standard input is.
-type inputKind uint8
-
-const (
-	otherInput    inputKind = iota // a pipe, a socket, a device: a read may wait for somebody
-	regularFile                    // with a size above 0: its bytes are there
-	terminalInput                  // somebody types
-)
-
-// The compiler checks with these lines that a system defines the rest, and they do nothing else.
-var (
-	_ sockets                       = system{}
-	_ func() (poller, error)        = newPoller
-	_ func() func() time.Duration   = newClock    // monotonic, finer than 0.1 ms
-	_ func() *net.Resolver          = newResolver // of this system
-	_ func(file *os.File) inputKind = kindOfInput
-	_ func(pipe *os.File, size int) = widenPipe        // has it hold that many bytes, if it can
-	_ func(err error) bool          = readerGone       // is err that of a pipe without a reader?
-	_ time.Duration                 = terminalEOFDelay // Windows shows Ctrl-C as an EOF at first
-	_ [3]os.Signal                  = [...]os.Signal{sigTerm, sigHup, sigPipe}
 )
 
 // ---- The loop ----
@@ -878,6 +856,15 @@ func (m *messages) due() time.Duration {
 	return after(m.began, m.pause)
 }
 
+// inputKind is what standard input is.
+type inputKind uint8
+
+const (
+	otherInput    inputKind = iota // a pipe, a socket, a device: a read may wait for somebody
+	regularFile                    // with a size above 0: its bytes are there
+	terminalInput                  // somebody types
+)
+
 const (
 	ringSize  = 1 << 20   // bytes of standard input that are kept, at most
 	inputRead = 256 << 10 // bytes of one read of it, at most; a whole part of the ring
@@ -1065,7 +1052,7 @@ type facts struct {
 	allSettled   bool       // each byte that was taken in
 	allBack      bool       // each byte that was sent (echo)
 	acknowledged bool       // all that is out, by the peer's kernel; our FIN too, if it is (eof)
-	bufferFull   bool       // our kernel has refused bytes, since the peer does not take its own yet
+	bufferFull   bool       // our kernel has refused bytes: the peer does not take them
 	out          half       // from us to the peer
 	in           half       // from the peer to us
 	silent       bool       // the peer owes something, and was silent for too long
@@ -1160,7 +1147,7 @@ func judgeEOF(f facts) outcome {
 // Exit statuses. Where a signal leaves something undone, it is 128 and the signal's number.
 const (
 	exitOK             = iota // every connection did its whole job; -serve was asked to end
-	exitExchange              // reset, closed early, a wrong byte or one too many, input that goes on
+	exitExchange              // reset, closed early, a wrong byte or one too many, ...
 	exitUsage                 // the command line
 	exitConnect               // no such name, refused, unreachable, connected to itself
 	exitConnectTimeout        // the name's resolution included
@@ -2177,6 +2164,20 @@ func widenInput(stdin io.Reader) {
 		widenPipe(file, inputRead)
 	}
 }
+
+// What a poller_<os>.go defines beside the contract. The compiler checks with these lines that it
+// does, and they do nothing else.
+var (
+	_ sockets                       = system{}
+	_ func() (poller, error)        = newPoller
+	_ func() func() time.Duration   = newClock    // monotonic, finer than 0.1 ms
+	_ func() *net.Resolver          = newResolver // of this system
+	_ func(file *os.File) inputKind = kindOfInput
+	_ func(pipe *os.File, size int) = widenPipe        // has it hold that many bytes, if it can
+	_ func(err error) bool          = readerGone       // is err that of a pipe without a reader?
+	_ time.Duration                 = terminalEOFDelay // Windows shows Ctrl-C as an EOF at first
+	_ [3]os.Signal                  = [...]os.Signal{sigTerm, sigHup, sigPipe}
+)
 
 // world is what a run meets outside. Whoever replaces it simulates.
 type world struct {
