@@ -233,3 +233,39 @@ func TestTypedEnd(t *testing.T) {
 		}
 	}
 }
+
+// TestWakeSocket: what wakes takes no datagram of another host, or of another program.
+func TestWakeSocket(t *testing.T) {
+	p, err := newPoller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	h := windows.Handle(p.(*selector).wakeSock)
+	from, err := windows.Getsockname(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := windows.Getpeername(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if addrPort(from) != addrPort(to) || addrPort(from).Addr() != netip.MustParseAddr("127.0.0.1") {
+		t.Errorf("from %v to %v", addrPort(from), addrPort(to))
+	}
+}
+
+// TestFirstWait: nothing is in doubt from the beginning.
+func TestFirstWait(t *testing.T) {
+	p := newPlatform(t)
+	full, _ := p.pair()
+	p.fillOnce(full)
+	fresh, err := newPoller()
+	p.must("newPoller", err)
+	defer fresh.close()
+	p.must("change", fresh.change(full, 0, writable))
+	n, err := fresh.wait(make([]event, 1), 100)
+	if n != 0 || err != nil {
+		t.Errorf("%d events at once, %v", n, err)
+	}
+}
