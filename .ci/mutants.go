@@ -94,7 +94,7 @@ type function struct {
 // nearest are the tests that are tried first, by the name of a function; the first row that fits.
 var nearest = []struct{ function, tests string }{
 	{`^(parse|options|split|setTime|versionLine|run$|kindOf|word|shortened)`,
-		`Usage|Place|OneWord|Defaults|Help|Version|Messages`},
+		`Usage|Place|OneWord|Defaults|Help|Version|Messages|RuntimePoller`},
 	{`^(server|listener|served|session\.(listen|reportServer|print|showP))`,
 		`^TestSim$|Serve|Complaint|Progress|Listen`},
 	{`^session\.(found|notFound|withAddresses|errand|gather)`,
@@ -113,7 +113,7 @@ var lookUp = regexp.MustCompile(`^(newResolver|firstTries|questionConn)`)
 
 // quickTests take a second together, and know main.go to the letter.
 const quickTests = `^Test(Acts|EveryLetter|GivenUp|Gap|Compare|Rates|Figures|Printable|AddressForms|` +
-	`OnePoller|PortTries|LogAllocatesNothing|Spread|Quoted)$`
+	`RuntimePoller|PortTries|LogAllocatesNothing|Spread|Quoted)$`
 
 const nearestOfBackends = `^Test(Seam|Clock|KindOf|ProcInput|WidePipe|Backlog|InputMode|Terminal|ReaderGone|` +
 	`ErrorNumbers|NoDescriptors|Deferred|Retransmits|ConnectToItself|Doubt|Exclusive|Failing|` +
