@@ -95,12 +95,9 @@ func connectToItself(s socket) error {
 	return system{}.setNonblock(s)
 }
 
+// change: what is watched for nothing is in no set.
 func (p *selector) change(s socket, was, want readiness) error {
-	if want == 0 {
-		delete(p.watched, s)
-	} else {
-		p.watched[s] = want
-	}
+	p.watched[s] = want
 	return nil
 }
 
