@@ -34,8 +34,8 @@
 // A FIN says that its sender will send no more bytes; the other direction goes on. To send one is
 // to half-close. Whoever reads it, behind the last byte, reads 0 bytes: EOF.
 //
-// A reset (RST) ends both directions at once, and bytes on their way are lost. The next read or
-// write fails with it.
+// A reset (RST) ends both directions at once, and bytes on their way are lost. A call fails with
+// it, as soon as what came before it was read.
 //
 // A hang-up is how a poller reports that both directions have ended, or an error. It comes whether
 // one asks or not. Here it is folded into the readiness that was asked for, and the next call on
@@ -189,8 +189,8 @@ const batchSize = 256 // events of one wait, at most
 // socket. All they ever do is to take a step, and to say what they wait for after it.
 type machine interface {
 	// step is called when something has happened that concerns the machine. ready is what its
-	// socket is said to be ready for. When the deadline has passed, that is all that the socket is
-	// watched for. In a first step, and after mail, it is nothing.
+	// socket is said to be ready for. When the deadline has passed it is all that the socket is
+	// watched for, whether that is there or not. Of a first step, and of mail, it is nothing.
 	step(ready readiness)
 
 	interest() readiness     // what the socket is watched for; a pure function of the state
@@ -230,9 +230,11 @@ type loop struct {
 	sockets sockets
 	clock   func() time.Duration // monotonic
 
-	// now is when this turn began: the clock, as it was when wait had returned. Whether a deadline
-	// has passed is judged by now, and by nothing else: so whoever finds that, was touched for it,
-	// and has tried its socket. To measure, or to set a deadline, one asks clock(), which goes on.
+	// now is when this turn began: the clock, as it was when wait had returned. Whether the
+	// deadline of a machine has passed is judged by it. Say a turn began at 10.0, a step of it
+	// lasts until 10.2, and another machine's deadline was 10.1. It has not passed before the next
+	// turn, which has that machine try its socket first. To measure, or to set a deadline, one asks
+	// clock().
 	now time.Duration
 
 	earliest time.Duration    // no seat is due before; perhaps none is due then either
@@ -242,12 +244,13 @@ type loop struct {
 	touched  []*seat          // the seats whose machines step in this turn
 	stopped  bool
 	err      error                    // of the poller, which ended the loop
-	watching func(machine, readiness) // is told of each new interest; nil: nobody is
+	onWatch  func(machine, readiness) // is told of each new interest; nil: nobody is
 
 	// turning is held while a turn is under way. The loop lets go of it only around what can be
 	// stuck: the poller, a write to standard output, a read of a regular file. (All numbers are fit
-	// to be reported then.) The one other goroutine that takes it is that of a signal, to report
-	// and to end the process. A log to standard error keeps it: the report would be stuck too.
+	// to be reported then.) The one other goroutine that takes it is that of a signal: even if the
+	// loop is stuck, it can report and end the process (endBy). A write to standard error keeps it:
+	// the report would be stuck too.
 	turning sync.Mutex
 
 	mailbox sync.Mutex // guards the two below
@@ -415,17 +418,17 @@ func (s *seat) touch(ready readiness) {
 // over, the next machine takes a step in this turn too, and the seat is armed after that one. The
 // next machine begins without readiness: what the socket still has is reported again.
 func (s *seat) step() {
+	m := s.machine
 	ready := s.ready
 	s.ready = 0
 	s.touched = false
-	if s.machine == nil { // given up since it was touched
+	if m == nil { // given up since it was touched
 		return
 	}
-	s.machine.step(ready)
-	if s.machine == nil || s.touched { // given up, or handed over
-		return
+	m.step(ready)
+	if s.machine == m { // else the seat was given up, or handed over
+		s.arm()
 	}
-	s.arm()
 }
 
 // arm asks the machine what it waits for, and has the loop and the poller wait for that.
@@ -448,8 +451,8 @@ func (s *seat) watch(want readiness) {
 		s.loop.err = err
 		s.loop.stopped = true
 	}
-	if s.loop.watching != nil {
-		s.loop.watching(s.machine, want)
+	if s.loop.onWatch != nil {
+		s.loop.onWatch(s.machine, want)
 	}
 }
 
@@ -798,11 +801,12 @@ const (
 // The MESSAGEs are a ring that is always full. Standard input passes through one in which a byte
 // gives its place to the one that comes a whole length later, once it is settled:
 //
-//	|...#########....|   and, where the stream has reached the end   |####......######|
-//	    |        |       of the ring and gone on at its begin:           |     |
-//	 settled    end                                                     end  settled
+//	|...#:####:##..:....|  and, where the stream has reached the end  |##..:....:..##:####|
+//	    |        |         of the ring and gone on at its begin:          |        |
+//	 settled    end                                                      end    settled
 //
-//	# kept, from settled to end; the next read goes to the dots behind end
+//	# kept, from settled to end      : between two blocks of the ring
+//	. free                             the next read goes from end to the end of its block
 type ring []byte
 
 // piece is the longest contiguous part from offset from, up to to.
@@ -928,7 +932,8 @@ func (in *input) readBeside(gap []byte) {
 // 1 MiB is taken, there is no gap until 256 KiB are settled, and then it is the first block.
 func (in *input) gap(settled int64) []byte {
 	blockEnd := in.taken - in.taken%inputRead + inputRead
-	if settled < blockEnd-int64(len(in.ring)) {
+	oldBlockEnd := blockEnd - int64(len(in.ring)) // of what the block held before
+	if settled < oldBlockEnd {
 		return nil
 	}
 	return in.ring.piece(in.taken, blockEnd)
@@ -1041,7 +1046,7 @@ type half uint8
 const (
 	isOpen   half = iota
 	hasEnded      // by a FIN: ours is out, or the peer's is read
-	isBroken      // by an error; where only out is, what the peer sent before can still be read
+	isBroken      // by an error; if out is, what the peer sent before may still be there to be read
 )
 
 // facts are all that is decided by.
@@ -1060,7 +1065,7 @@ type facts struct {
 }
 
 // peerOwesEcho: does the peer owe a sign of life (echo)? After its end nothing more can come. After
-// a write that failed there may be more to read, and that tells why.
+// a write that failed it owes that end, which reading will bring.
 func peerOwesEcho(f facts) bool {
 	if f.in != isOpen {
 		return false
@@ -1108,9 +1113,9 @@ func judgeEcho(f facts) outcome {
 	case f.input == ended && f.allSettled:
 		return wholeJob
 	case inputOwes(f) && !f.inputSilent:
-		// The peer may have gone at the right time. The next read of standard input tells: if that
-		// is EOF, the job is whole. If it brings bytes, not all is settled any more, and the next
-		// line holds. So it does if there is none in time.
+		// The peer may have gone at the right time. The next read of standard input tells. EOF:
+		// the job is whole. Bytes: not all is settled any more, and the peer has ended too early.
+		// Neither of them in time: inputSilent, and the peer has ended too early.
 		return goOn
 	case f.in != isOpen:
 		return peerEnded
@@ -1449,7 +1454,7 @@ func (d *dial) succeed(reset error) {
 	}
 	x := newExchange(d.conn)
 	if reset != nil {
-		x.breakOut(called("connect", reset))
+		x.breakSending(called("connect", reset))
 	}
 	d.conn.seat.handOver(x)
 }
@@ -1537,8 +1542,8 @@ func (x *exchange) deadline() time.Duration {
 		return atOnce
 	}
 	by := min(x.idle.deadline(), x.inputIdle.deadline())
-	// The next round waits until this one is settled, even if its time has come: asked for before,
-	// it would be due in each turn, and the loop would not sleep.
+	// The next round waits until this one is settled, even if its time has come. While it waits,
+	// due lies in the past, and the loop would not sleep.
 	if x.out == isOpen && x.settled() == x.source.end() {
 		by = min(by, x.source.due())
 	}
@@ -1631,12 +1636,12 @@ func (x *exchange) handOn(p []byte) {
 // Writing makes room in the ring, or may, so each write is followed by another look at the source.
 func (x *exchange) send() {
 	x.yields = false
-	for taken := 0; taken < sendShare; {
+	for written := 0; written < sendShare; {
 		x.takeIn()
 		if !x.canWrite() {
 			return
 		}
-		taken += x.write()
+		written += x.write()
 	}
 	x.yields = !x.bufferFull
 }
@@ -1664,7 +1669,7 @@ func (x *exchange) write() int {
 	p := x.source.piece(x.conn.sent, x.source.end())
 	n, err := x.loop.sockets.write(x.conn.seat.socket, p)
 	if err != nil && err != errWouldBlock {
-		x.breakOut(called("write", err))
+		x.breakSending(called("write", err))
 		return 0
 	}
 	x.bufferFull = n < len(p)
@@ -1686,8 +1691,8 @@ func (x *exchange) settled() int64 {
 	return x.conn.sent
 }
 
-// breakOut ends sending before its time.
-func (x *exchange) breakOut(f *failure) {
+// breakSending ends sending before its time.
+func (x *exchange) breakSending(f *failure) {
 	x.out = isBroken
 	x.noteBroken(f)
 }
@@ -1718,7 +1723,7 @@ func (x *exchange) halfClose() {
 	x.conn.log.printf("shutdown: all %d bytes are sent", x.conn.sent)
 	err := x.loop.sockets.closeWrite(x.conn.seat.socket)
 	if err != nil {
-		x.breakOut(called("shutdown", err))
+		x.breakSending(called("shutdown", err))
 		return
 	}
 	x.out = hasEnded
@@ -1755,7 +1760,7 @@ const ackPause = 10 * time.Millisecond // between two looks, where only acknowle
 func (x *exchange) findReset() {
 	err := x.loop.sockets.pendingError(x.conn.seat.socket)
 	if err == errReset || err == errTimedOut {
-		x.breakOut(called("read", err))
+		x.breakSending(called("read", err))
 	}
 }
 
@@ -1982,8 +1987,8 @@ func checkHost(host string) error {
 }
 
 // resolve finds the addresses of host in a family, ip4 or ip6, or in both, ip, within a time limit,
-// 0 for none. Its errors do not repeat the name; errors.Is tells errNoName, errNoFamily,
-// errTimedOut and errTooManyFiles.
+// 0 for none (for localhost in both). Its errors do not repeat the name; errors.Is tells errNoName,
+// errNoFamily, errTimedOut and errTooManyFiles.
 func resolve(host, family string, limit time.Duration) (addrs []netip.Addr, err error) {
 	if isLocalhost(host) {
 		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
@@ -2122,31 +2127,6 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return s.run()
 }
 
-// The Go runtime has a poller too. It makes that when it first needs it, for a timer or for a
-// socket of package net, and if no descriptors are left by then it ends the process with a stack
-// trace (netpollinit in its netpoll_epoll.go). So it has to make it early, while a lack can be
-// reported.
-
-// needsRuntimePoller: does the run look up a name, or go on for so long that the collector, which
-// sets timers, has work? One short exchange shows a trace of system calls without that poller.
-func (o *options) needsRuntimePoller() bool {
-	_, err := netip.ParseAddr(o.host)
-	isName := err != nil
-	return isName || o.serve || o.n > 1 || o.countsRounds() || o.streams() || o.progress > 0
-}
-
-// startRuntimePoller has the runtime make its poller now. Whether there is room for it, another one
-// of ours tells first, which is closed again. Then a sleep sets a timer.
-func startRuntimePoller() error {
-	trial, err := newPoller()
-	if err != nil {
-		return err
-	}
-	trial.close()
-	time.Sleep(time.Nanosecond)
-	return nil
-}
-
 // kindOf tells what standard input is; a test's is anything.
 func kindOf(stdin io.Reader) inputKind {
 	file, ok := stdin.(*os.File)
@@ -2213,7 +2193,7 @@ func newSession(o *options, w world) *session {
 	s.loop = newLoop(w.poller, w.sockets, w.clock)
 	s.tally.n = o.n
 	if o.verbose {
-		s.loop.watching = s.logWatching
+		s.loop.onWatch = s.logWatching
 	}
 	if o.serve || o.recipe {
 		s.server = &server{
@@ -2282,57 +2262,7 @@ func (s *session) fail(status int, cause *failure) {
 	}
 }
 
-// signalLimit is from a signal to the end of the process, even if that is stuck.
-const signalLimit = 450 * time.Millisecond
-
-// catchSignals makes the first SIGINT, SIGTERM or SIGHUP end the process with the line so far, and
-// later ones do nothing: timeout(1) signals a process and then its group. What was ignored at
-// start stays ignored where Go can know that, which is for SIGINT and SIGHUP (os/signal).
-func (s *session) catchSignals() {
-	signal.Ignore(sigPipe) // a closed standard output is an error to report, not a silent death
-	caught := make(chan os.Signal, 1)
-	for _, sig := range []os.Signal{os.Interrupt, sigTerm, sigHup} {
-		if !signal.Ignored(sig) {
-			signal.Notify(caught, sig)
-		}
-	}
-	go func() {
-		s.endBy(statusOfSignal(<-caught))
-	}()
-}
-
-// endBy ends the process because of a signal. It reports in the loop's place as soon as no turn is
-// under way: the loop may be stuck in a write to standard output, or in a file system that hangs.
-// If it is stuck in standard error, the time limit holds. There is none where the runtime's poller,
-// which its timer may need, has no room.
-func (s *session) endBy(status int) {
-	atLast := status
-	if s.options.serve {
-		atLast = exitOK // as far as anybody can tell without the lock, it listens
-	}
-	var limit *time.Timer
-	if startRuntimePoller() == nil {
-		limit = time.AfterFunc(signalLimit, func() { os.Exit(atLast) })
-	}
-	s.loop.turning.Lock()
-	s.interrupted = status
-	status = s.report()
-	if limit != nil {
-		limit.Stop()
-	}
-	os.Exit(status)
-}
-
-// statusOfSignal is 128 and the signal's number, as shells have it.
-func statusOfSignal(sig os.Signal) int {
-	switch sig {
-	case sigTerm:
-		return 143
-	case sigHup:
-		return 129
-	}
-	return 130
-}
+// ---- The run: what comes before the first connection ----
 
 // errand is the machine that waits for what is done beside the loop because it blocks. The deadline
 // is the loop's, so it holds whatever the work is stuck in.
@@ -2341,13 +2271,13 @@ type errand struct {
 	seat    *seat
 	done    bool
 	by      time.Duration
-	goOn    func(done bool) // is called once: when the work is done, or its time is up
+	next    func(done bool) // is called once: when the work is done, or its time is up
 }
 
-// sendOn has a goroutine do the work, and then the loop call goOn. What work finds out it leaves in
-// variables of its caller's. Only if it is done goOn may read them.
-func (s *session) sendOn(work func(), by time.Duration, goOn func(done bool)) {
-	e := &errand{session: s, by: by, goOn: goOn}
+// startErrand has a goroutine do the work, and then the loop call next. What work finds out it
+// leaves in variables of its caller's. Only if it is done, next may read them.
+func (s *session) startErrand(work func(), by time.Duration, next func(done bool)) {
+	e := &errand{session: s, by: by, next: next}
 	e.seat = s.loop.sit(e)
 	s.world.spawn(func() {
 		work()
@@ -2364,7 +2294,7 @@ func (e *errand) deadline() time.Duration { return e.by }
 func (e *errand) step(readiness) {
 	if e.done || e.session.loop.now >= e.by {
 		e.seat.giveUp()
-		e.goOn(e.done)
+		e.next(e.done)
 	}
 }
 
@@ -2374,7 +2304,7 @@ func (s *session) gather() {
 	var data []byte
 	var err error
 	read := func() { data, err = io.ReadAll(io.LimitReader(s.world.stdin, ringSize+1)) }
-	s.sendOn(read, never, func(bool) {
+	s.startErrand(read, never, func(bool) {
 		switch {
 		case err != nil:
 			s.fail(exitLocal, &failure{"input", fmt.Errorf("standard input: %w", err)})
@@ -2391,9 +2321,8 @@ func (s *session) gather() {
 
 var errTooMuch = fmt.Errorf("standard input: more than %d bytes cannot be sent again", ringSize)
 
-// withAddresses calls goOn with the addresses of HOST: at once for a literal, else when they are
-// there.
-func (s *session) withAddresses(goOn func([]netip.Addr)) {
+// withAddresses calls next with the addresses of HOST: when they are there, if it is a name.
+func (s *session) withAddresses(next func([]netip.Addr)) {
 	limit := s.options.connectTimeout
 	by := never
 	if limit > 0 {
@@ -2403,24 +2332,24 @@ func (s *session) withAddresses(goOn func([]netip.Addr)) {
 		s.client.connectBy = by
 	}
 	if s.options.host == "" { // -serve on every address
-		s.found([]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}, goOn)
+		s.found([]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}, next)
 		return
 	}
 	literal, err := netip.ParseAddr(s.options.host)
 	if err == nil {
-		s.found([]netip.Addr{literal}, goOn)
+		s.found([]netip.Addr{literal}, next)
 		return
 	}
 	var addrs []netip.Addr
 	ask := func() { addrs, err = s.world.resolve(s.options.host, s.options.family, limit) }
-	s.sendOn(ask, by, func(done bool) {
+	s.startErrand(ask, by, func(done bool) {
 		switch {
 		case !done:
 			s.notFound(errTimedOut)
 		case err != nil:
 			s.notFound(err)
 		default:
-			s.found(addrs, goOn)
+			s.found(addrs, next)
 		}
 	})
 }
@@ -2441,7 +2370,7 @@ func (s *session) notFound(err error) {
 // found goes on with the addresses that can be used: unmapped (::ffff:192.0.2.1 is IPv4), of the
 // family asked for, which is also that of -source, with a zone that this machine has, if any. None
 // is used twice.
-func (s *session) found(addrs []netip.Addr, goOn func([]netip.Addr)) {
+func (s *session) found(addrs []netip.Addr, next func([]netip.Addr)) {
 	var usable []netip.Addr
 	unusable := errNoFamily
 	for _, a := range addrs {
@@ -2459,7 +2388,7 @@ func (s *session) found(addrs []netip.Addr, goOn func([]netip.Addr)) {
 		return
 	}
 	s.log.printf("resolved %s to %v", shortened(printable(s.options.host)), usable)
-	goOn(usable)
+	next(usable)
 }
 
 // connectToServer is the recipe: the server is this program's own.
@@ -2528,6 +2457,8 @@ func (s *session) listenOnce(addrs []netip.Addr) error {
 	return nil
 }
 
+// ---- The run: progress, signals, the Go runtime ----
+
 // progress is the machine that prints a line now and then.
 type progress struct {
 	session  *session
@@ -2557,6 +2488,81 @@ func (p *progress) step(readiness) {
 	p.returned = s.tally.returned
 	p.since = now
 	p.due = after(now, s.options.progress)
+}
+
+// signalLimit is from a signal to the end of the process, even if that is stuck.
+const signalLimit = 450 * time.Millisecond
+
+// catchSignals makes the first SIGINT, SIGTERM or SIGHUP end the process with the line so far, and
+// later ones do nothing: timeout(1) signals a process and then its group. What was ignored at
+// start stays ignored where Go can know that, which is for SIGINT and SIGHUP (os/signal).
+func (s *session) catchSignals() {
+	signal.Ignore(sigPipe) // a closed standard output is an error to report, not a silent death
+	caught := make(chan os.Signal, 1)
+	for _, sig := range []os.Signal{os.Interrupt, sigTerm, sigHup} {
+		if !signal.Ignored(sig) {
+			signal.Notify(caught, sig)
+		}
+	}
+	go func() {
+		s.endBy(statusOfSignal(<-caught))
+	}()
+}
+
+// endBy ends the process because of a signal. It reports in the loop's place as soon as no turn is
+// under way: the loop may be stuck in a write to standard output, or in a file system that hangs.
+// If it is stuck in standard error, the time limit holds. There is none where the runtime's poller,
+// which its timer may need, has no room.
+func (s *session) endBy(status int) {
+	atLast := status
+	if s.options.serve {
+		atLast = exitOK // as far as anybody can tell without the lock, it listens
+	}
+	var limit *time.Timer
+	if startRuntimePoller() == nil {
+		limit = time.AfterFunc(signalLimit, func() { os.Exit(atLast) })
+	}
+	s.loop.turning.Lock()
+	s.interrupted = status
+	status = s.report()
+	if limit != nil {
+		limit.Stop()
+	}
+	os.Exit(status)
+}
+
+// statusOfSignal is 128 and the signal's number, as shells have it.
+func statusOfSignal(sig os.Signal) int {
+	switch sig {
+	case sigTerm:
+		return 143
+	case sigHup:
+		return 129
+	}
+	return 130
+}
+
+// startRuntimePoller has the Go runtime make its own poller, while a lack of descriptors can be
+// reported. It makes that when it first needs it, for a timer or for a socket of package net, and
+// if there is no room for it by then the process dies with a stack trace (netpollinit in the
+// runtime's netpoll_epoll.go). Here another poller of ours tells whether there is room, and is
+// closed again. Then a sleep sets a timer.
+func startRuntimePoller() error {
+	trial, err := newPoller()
+	if err != nil {
+		return err
+	}
+	trial.close()
+	time.Sleep(time.Nanosecond)
+	return nil
+}
+
+// needsRuntimePoller: does the run look up a name, or go on for so long that the collector, which
+// sets timers, has work? One short exchange does without, and without the system calls for it.
+func (o *options) needsRuntimePoller() bool {
+	_, err := netip.ParseAddr(o.host)
+	isName := err != nil
+	return isName || o.serve || o.n > 1 || o.countsRounds() || o.streams() || o.progress > 0
 }
 
 // ---- The command line ----

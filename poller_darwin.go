@@ -171,8 +171,7 @@ func fault(call string, err error) error {
 	return os.NewSyscallError(call, err)
 }
 
-// openSocket: tcp(7), socket(7). The options cannot fail on a TCP socket, and are not worth giving
-// up for.
+// openSocket: tcp(7), socket(7). The options cannot fail on a TCP socket, so nobody asks.
 func (system) openSocket(to netip.AddrPort, from netip.Addr) (socket, error) {
 	fd, err := unix.Socket(domain(to.Addr()), unix.SOCK_STREAM|cloexec, unix.IPPROTO_TCP)
 	if err != nil {

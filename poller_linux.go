@@ -160,8 +160,7 @@ func fault(call string, err error) error {
 	return os.NewSyscallError(call, err)
 }
 
-// openSocket: tcp(7), socket(7). The options cannot fail on a TCP socket, and are not worth giving
-// up for.
+// openSocket: tcp(7), socket(7). The options cannot fail on a TCP socket, so nobody asks.
 func (system) openSocket(to netip.AddrPort, from netip.Addr) (socket, error) {
 	fd, err := unix.Socket(domain(to.Addr()), unix.SOCK_STREAM|cloexec, unix.IPPROTO_TCP)
 	if err != nil {
@@ -462,16 +461,12 @@ func newClock() func() time.Duration {
 	return func() time.Duration { return time.Since(start) }
 }
 
-// newResolver is Go's own resolver, however echomux was built. It asks the name servers one after
-// the other, and then all of them again, and waits five seconds for each answer (resolv.conf(5)).
-// By default a run has less for all it does. So here the first try of a question at a server ends
-// after a second, and the second has all its time. A dead server costs a second then, and a slow
-// one has its answer taken the second time:
-//
-//	first server, dead    second server, slow    first server    second server
-//	1 s                   1 s                    5 s             its answer after 1.5 s
-//
-// A try is a dial, a deadline, a question and an answer (package net, dnsclient_unix.go).
+// newResolver is Go's own resolver, however echomux was built. It asks the name servers of
+// resolv.conf(5) one after the other, each for five seconds, and then all of them again. That is
+// more than a run has by default. So here the first try of a question at a server ends after a
+// second, and the second try has all its time: a dead first server costs a second, and one that
+// needs 1.5 s has answered after 2.5 s. A try is a dial, a deadline, a question and an answer
+// (package net, dnsclient_unix.go).
 func newResolver() *net.Resolver {
 	tries := &firstTries{asked: make(map[string]bool)}
 	return &net.Resolver{PreferGo: true, Dial: tries.dial}
@@ -496,8 +491,8 @@ func (f *firstTries) dial(ctx context.Context, network, server string) (net.Conn
 	return &questionConn{UDPConn: udp, server: server, tries: f}, nil
 }
 
-// isFirst: was the question never asked before? From now on it was.
-func (f *firstTries) isFirst(server, question string) bool {
+// asks notes that a server is asked a question, and says whether it was not before.
+func (f *firstTries) asks(server, question string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	key := server + " " + question
@@ -515,11 +510,11 @@ type questionConn struct {
 }
 
 // Write sends the question. The resolver has set the deadline of this try just before; at the first
-// try one of ours takes its place. (The loop has its own for the whole look-up, so ours may be the
-// later one.) A question begins with two bytes that are drawn anew for each try, and the others
-// tell whether it was asked before (RFC 1035 section 4.1).
+// try one of ours takes its place. That may be later than the resolver's; the loop has a deadline
+// of its own for the whole look-up. A question begins with two bytes that are drawn anew for each
+// try, and the others tell whether it was asked before (RFC 1035 section 4.1).
 func (c *questionConn) Write(query []byte) (int, error) {
-	if c.tries.isFirst(c.server, string(query[2:])) {
+	if c.tries.asks(c.server, string(query[2:])) {
 		c.SetDeadline(time.Now().Add(firstTryTime)) // can only fail on a closed connection
 	}
 	return c.UDPConn.Write(query)

@@ -301,7 +301,7 @@ func newSocket(domain, kind, proto int32) (socket, error) {
 	return socket(h), nil
 }
 
-// setOptions: they cannot fail on a TCP socket, and are not worth giving up for.
+// setOptions: they cannot fail on a TCP socket, so nobody asks.
 func setOptions(s socket) {
 	windows.SetsockoptInt(windows.Handle(s), windows.IPPROTO_TCP, windows.TCP_NODELAY, 1)
 	windows.SetsockoptInt(windows.Handle(s), windows.SOL_SOCKET, soOOBInline, 1)
