@@ -456,6 +456,19 @@ func nextHandle(t *testing.T) int {
 	return int(s)
 }
 
+// TestTimeoutOfSelect: what the sets hold after a timeout says nothing. This select leaves them as
+// they were asked.
+func TestTimeoutOfSelect(t *testing.T) {
+	p := newPlatform(t)
+	s, _ := p.pair()
+	p.watch(s, readable|writable)
+	answers(t, "select", 0)
+	n, err := p.wait(make([]event, 4), 0)
+	if n != 0 || err != nil {
+		t.Errorf("%d events, %v", n, err)
+	}
+}
+
 // TestNoWinsock: without Winsock there is no poller.
 func TestNoWinsock(t *testing.T) {
 	answers(t, "WSAStartup", uint32(windows.WSASYSNOTREADY))
