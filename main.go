@@ -175,7 +175,7 @@ var (
 	errReset        = errors.New("connection reset by peer")
 	errRefused      = errors.New("connection refused")
 	errTimedOut     = errors.New("timed out")
-	errNoAddress    = errors.New("cannot assign requested address") // it is not of this machine
+	errNoAddress    = errors.New("cannot assign requested address") // this machine has none such
 	errNoPort       = errors.New("no local port is free")
 	errNoMemory     = errors.New("no buffer space available")
 	errTooManyFiles = errors.New("too many open files")
@@ -246,11 +246,10 @@ type loop struct {
 	err      error                    // of the poller, which ended the loop
 	onWatch  func(machine, readiness) // is told of each new interest; nil: nobody is
 
-	// turning is held while a turn is under way. The loop lets go of it only around what can be
-	// stuck: the poller, a write to standard output, a read of a regular file. (All numbers are fit
-	// to be reported then.) The one other goroutine that takes it is that of a signal: even if the
-	// loop is stuck, it can report and end the process (endBy). A write to standard error keeps it:
-	// the report would be stuck too.
+	// turning is for signals alone (endBy): while the loop is stuck, another goroutine can report
+	// and end the process. It is held while a turn is under way. The loop lets go of it around what
+	// can be stuck: the poller, a write to standard output, a read of a regular file. A write to
+	// standard error keeps it: the report would be stuck too.
 	turning sync.Mutex
 
 	mailbox sync.Mutex // guards the two below
@@ -312,8 +311,8 @@ func (l *loop) waitMs() int {
 	return int((left + time.Millisecond - 1) / time.Millisecond)
 }
 
-// unlocked calls f, which can be stuck, while turning is free. Whatever has happened before was
-// counted before.
+// unlocked calls f, which can be stuck, while turning is free. A report may be made meanwhile, so
+// the caller has counted all that it has done before.
 func (l *loop) unlocked(f func()) {
 	l.turning.Unlock()
 	defer l.turning.Lock()
@@ -342,7 +341,8 @@ func (l *loop) callMail() {
 // touchOverdue touches the seats that are due, as if all that they wait for had come. So a machine
 // tries its socket once more before it gives up: something may be there that wait did not bring,
 // since the batch was full, or since this process was stopped for a while after wait had returned.
-// If nothing is there, that costs a call that says would block.
+// If nothing is there, that costs a call that says would block. The loop itself ends nothing: it is
+// the machine that gives up then.
 //
 // Nobody is due before earliest, and so the seats are looked at only when it has passed. It is then
 // found anew.
@@ -500,7 +500,7 @@ func (s *seat) giveUp() {
 
 // ---- The log ----
 
-// logger writes the log of -v, and of the recipe, as echomux without arguments is called here.
+// logger writes the log of -v. The recipe, which is echomux without arguments, has it too.
 type logger struct {
 	w       io.Writer
 	verbose bool
@@ -656,8 +656,8 @@ func (l *listener) step(ready readiness) {
 		case err == errWouldBlock:
 			return
 		case i > 0:
-			// Perhaps the backlog is empty: Linux looks for a free descriptor first, and says
-			// that there is none. If somebody does wait, the next step begins with this failure.
+			// This may be said of an empty backlog: Linux looks for a free descriptor first, and
+			// says that there is none. If somebody waits, the next step begins with this failure.
 			return
 		default:
 			l.pause(err)
@@ -1015,7 +1015,8 @@ func (m *mismatch) Error() string {
 // what the verdict is.
 
 // idleClock measures the silence of somebody who owes something. It starts when the debt begins,
-// and again with every sign of life, as soon as that is seen.
+// and again with every sign of life, as soon as that is seen: of the peer, bytes that were read
+// and, in eof, acknowledgements; of standard input, bytes. That our kernel takes bytes is none.
 type idleClock struct {
 	limit time.Duration // the longest silence; 0: any
 	owes  bool
@@ -1057,15 +1058,16 @@ type facts struct {
 	allSettled   bool       // each byte that was taken in
 	allBack      bool       // each byte that was sent (echo)
 	acknowledged bool       // all that is out, by the peer's kernel; our FIN too, if it is (eof)
-	bufferFull   bool       // our kernel has refused bytes: the peer does not take them
+	bufferFull   bool       // our kernel has refused bytes, for want of room
 	out          half       // from us to the peer
 	in           half       // from the peer to us
 	silent       bool       // the peer owes something, and was silent for too long
 	inputSilent  bool       // standard input owes something, and was silent for too long
 }
 
-// peerOwesEcho: does the peer owe a sign of life (echo)? After its end nothing more can come. After
-// a write that failed it owes that end, which reading will bring.
+// peerOwesEcho: does the peer owe a sign of life (echo)? It has to send back what it got, and to
+// take what we send. After a write that failed it owes its end, which reading will bring; after
+// that nothing more can come.
 func peerOwesEcho(f facts) bool {
 	if f.in != isOpen {
 		return false
@@ -1074,7 +1076,7 @@ func peerOwesEcho(f facts) bool {
 }
 
 // peerOwesEOF: does the peer owe a sign of life (eof)? It has to take what we send, and to send its
-// FIN after ours.
+// FIN after ours, or its end after a write that failed.
 func peerOwesEOF(f facts) bool {
 	finOwed := f.out == hasEnded && f.in == isOpen
 	return !f.acknowledged || f.bufferFull || f.out == isBroken || finOwed
@@ -1360,7 +1362,7 @@ func (d *dial) noteCause(err error) {
 }
 
 // connectNext goes on to the next address that can be begun with. Without one the connection has
-// failed, and if that is because this machine lacks something, so has the run.
+// failed, and is counted. If that is because this machine lacks something, the run ends too.
 func (d *dial) connectNext() {
 	for d.tried < len(d.client.addrs) && !d.lacks() {
 		err := d.connect()
@@ -1411,7 +1413,7 @@ func (d *dial) shareOfTime() time.Duration {
 	return after(d.began, min(left, max(share, minTry)))
 }
 
-// lacks: has this machine run out of what a connection needs? Then no other address helps.
+// lacks: has this machine run out of what a connection needs? Then no other address is tried.
 func (d *dial) lacks() bool {
 	if len(d.causes) == 0 {
 		return false
@@ -1625,7 +1627,7 @@ func (x *exchange) noteRound() {
 	}
 }
 
-// handOn writes what came back to standard output, where that is the one thing it can be.
+// handOn writes what came back to standard output, unless several connections would mix there.
 func (x *exchange) handOn(p []byte) {
 	if x.client.options.n == 1 && x.outputErr == nil {
 		x.loop.unlocked(func() { _, x.outputErr = x.client.world.stdout.Write(p) })
@@ -2514,13 +2516,13 @@ func (s *session) catchSignals() {
 // If it is stuck in standard error, the time limit holds. There is none where the runtime's poller,
 // which its timer may need, has no room.
 func (s *session) endBy(status int) {
-	atLast := status
+	statusThen := status
 	if s.options.serve {
-		atLast = exitOK // as far as anybody can tell without the lock, it listens
+		statusThen = exitOK // as far as anybody can tell without the lock, it listens
 	}
 	var limit *time.Timer
 	if startRuntimePoller() == nil {
-		limit = time.AfterFunc(signalLimit, func() { os.Exit(atLast) })
+		limit = time.AfterFunc(signalLimit, func() { os.Exit(statusThen) })
 	}
 	s.loop.turning.Lock()
 	s.interrupted = status

@@ -137,7 +137,7 @@ func (p *kqueue) wake() {
 
 func (p *kqueue) close() error { return fault("close", unix.Close(p.kq)) }
 
-// ---- Sockets: the same lines in poller_linux.go and poller_darwin.go ----
+// ---- Sockets: the same code in poller_linux.go and poller_darwin.go ----
 
 // system is the sockets of this kernel.
 type system struct{}

@@ -126,14 +126,14 @@ func (p *epoll) close() error {
 	return fault("close", unix.Close(p.epfd))
 }
 
-// ---- Sockets: the same lines in poller_linux.go and poller_darwin.go ----
+// ---- Sockets: the same code in poller_linux.go and poller_darwin.go ----
 
 // system is the sockets of this kernel.
 type system struct{}
 
 // fault turns an error number into the error of the contract that it means, or names the call that
-// it came from. EPROTOTYPE is what XNU's write says while a reset is under way (tcp_usr_send in its
-// bsd/netinet/tcp_usrreq.c), ECONNABORTED what accept says of a connection that was reset before.
+// it came from. ECONNABORTED is what accept says of a connection that was reset before. EPROTOTYPE
+// comes on Darwin alone.
 func fault(call string, err error) error {
 	switch err {
 	case nil:
@@ -229,9 +229,7 @@ func noPort(to netip.Addr) error {
 
 // connectResult: SO_ERROR is cleared by being read, so its value has to be acted on. 0 means that
 // connect has not failed; whether it is done, only the peer's name tells. ENOTCONN says that it is
-// pending. So does EINVAL, which only XNU says (getpeername in its bsd/kern/uipc_syscalls.c): both
-// directions have ended since SO_ERROR was read. The reason is in SO_ERROR now, the poller reports
-// the socket again, and the next call tells.
+// pending. So does EINVAL, on Darwin alone (endNames).
 func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
@@ -324,12 +322,10 @@ func (k system) listen(at netip.AddrPort) (socket, netip.AddrPort, error) {
 }
 
 // bindAndListen: SO_REUSEADDR lets a server start again while connections of the one before are in
-// TIME_WAIT. On XNU it also lets one listen to an address while another program of the same user
-// listens to all addresses on that port, and gets what comes for that address. IPV6_V6ONLY leaves
-// IPv4 to its own listener. Accepted sockets inherit the options set here and in openSocket (UNIX
-// Network Programming, section 7.4): SO_KEEPALIVE finds out that a client has vanished, or it would
-// hold a descriptor for ever. The backlog is what a kernel's 16 bits hold, and the kernel cuts it
-// down to its own limit.
+// TIME_WAIT. IPV6_V6ONLY leaves IPv4 to its own listener. Accepted sockets inherit the options set
+// here and in openSocket (UNIX Network Programming, section 7.4): SO_KEEPALIVE finds out that a
+// client has vanished, or it would hold a descriptor for ever. The backlog is what a kernel's 16
+// bits hold, and the kernel cuts it down to its own limit.
 func bindAndListen(fd int, at netip.AddrPort) (bound netip.AddrPort, err error) {
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
@@ -429,8 +425,8 @@ func deferPort(fd int) {
 	unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
-// selfConnect: on XNU EINVAL of connect says that a socket may not connect to itself. Here it may,
-// both its names are the same then, and EINVAL says something else.
+// selfConnect: Darwin says with EINVAL that a socket may not connect to itself. Here it may, and
+// then both its names are the same.
 func selfConnect(to netip.Addr, err error) error {
 	return os.NewSyscallError("connect", err)
 }
