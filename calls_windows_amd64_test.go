@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -454,6 +455,24 @@ func nextHandle(t *testing.T) int {
 	}
 	system{}.close(s)
 	return int(s)
+}
+
+// TestWakeAddress: what wakes is bound to loopback from the start, and to a port that is free.
+func TestWakeAddress(t *testing.T) {
+	var asked []byte
+	replace(t, "bind", windows.NewCallback(func(s uintptr, name *[16]byte, size uintptr) uintptr {
+		asked = slices.Clone(name[:size])
+		return 0
+	}))
+	p, err := newPoller()
+	if err == nil {
+		p.close()
+	}
+	want := make([]byte, 16) // struct sockaddr_in of ws2def.h
+	copy(want, []byte{windows.AF_INET, 0, 0, 0, 127, 0, 0, 1})
+	if !bytes.Equal(asked, want) {
+		t.Errorf("bound to %x, want %x", asked, want)
+	}
 }
 
 // TestTimeoutOfSelect: what the sets hold after a timeout says nothing. This select leaves them as

@@ -30,7 +30,7 @@ type selector struct {
 	sets     [3]fdSet  // what select is asked, and then what it has found
 	first    int       // the set that is read first after the next select
 	doubts   []socket  // to be reported as writable, whether they are or not
-	doubtAt  time.Time // when doubts is filled next
+	doubtAt  time.Time // when doubts is filled next; zero while there can be none
 }
 
 // The sets of select. Failure to connect has a set of its own.
@@ -67,7 +67,6 @@ func newPoller() (poller, error) {
 	p := &selector{
 		watched:  make(map[socket]readiness),
 		wakeSock: s,
-		doubtAt:  time.Now().Add(time.Second),
 	}
 	err = connectToItself(s)
 	if err != nil {
@@ -144,9 +143,13 @@ func (p *selector) fillSets() {
 // which select does not ask (mio and wepoll do, as AFD_POLL_ABORT), and a full buffer stays full.
 // So once a second such sockets are reported writable. If they are not, that costs a write each.
 func (p *selector) fillDoubts() {
-	now := time.Now()
 	alone := p.sets[failSet].members()
 	if len(alone) == 0 {
+		p.doubtAt = time.Time{}
+		return
+	}
+	now := time.Now()
+	if p.doubtAt.IsZero() {
 		p.doubtAt = now.Add(time.Second)
 	}
 	if len(p.doubts) == 0 && !now.Before(p.doubtAt) {

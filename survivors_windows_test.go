@@ -201,9 +201,41 @@ func TestDoubtIsNotEarly(t *testing.T) {
 	if p.limited(20) != 0 || p.limited(-1) != 0 {
 		t.Errorf("too late: %d, %d", p.limited(20), p.limited(-1))
 	}
+	p.doubtAt = time.Now().Add(time.Minute)
+	if p.limited(20) != 20 || p.limited(0) != 0 {
+		t.Errorf("in a minute: %d, %d", p.limited(20), p.limited(0))
+	}
 	p.doubts = []socket{1}
-	if p.limited(20) != 0 {
-		t.Errorf("in doubt: %d", p.limited(20))
+	if p.limited(20) != 0 || p.limited(-1) != 0 {
+		t.Errorf("in doubt: %d, %d", p.limited(20), p.limited(-1))
+	}
+}
+
+// TestDoubtsOnce: what is in doubt comes once into the list, however long nobody has fetched it.
+func TestDoubtsOnce(t *testing.T) {
+	p := &selector{doubts: []socket{1}, doubtAt: time.Now().Add(-time.Second)}
+	for i := range p.sets {
+		p.sets[i].clear()
+	}
+	p.sets[failSet].put(1)
+	p.fillDoubts()
+	if len(p.doubts) != 1 {
+		t.Errorf("in doubt are %v", p.doubts)
+	}
+}
+
+// TestNoDoubt: a socket that is watched for reading too needs none, as select tells of its reset.
+func TestNoDoubt(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	full, _ := p.pair()
+	p.fillOnce(full)
+	p.watch(full, readable|writable)
+	start := time.Now()
+	p.wait(make([]event, 1), 2500)
+	took := time.Since(start)
+	if took < 2300*time.Millisecond {
+		t.Errorf("a wait of 2.5 s took %v", took)
 	}
 }
 
@@ -255,7 +287,7 @@ func TestWakeSocket(t *testing.T) {
 	}
 }
 
-// TestFirstWait: nothing is in doubt from the beginning.
+// TestFirstWait: nothing is in doubt from the beginning, nor when it is first watched.
 func TestFirstWait(t *testing.T) {
 	p := newPlatform(t)
 	full, _ := p.pair()
@@ -263,9 +295,13 @@ func TestFirstWait(t *testing.T) {
 	fresh, err := newPoller()
 	p.must("newPoller", err)
 	defer fresh.close()
-	p.must("change", fresh.change(full, 0, writable))
-	n, err := fresh.wait(make([]event, 1), 100)
-	if n != 0 || err != nil {
-		t.Errorf("%d events at once, %v", n, err)
+	for range 2 {
+		p.must("change", fresh.change(full, 0, writable))
+		n, err := fresh.wait(make([]event, 1), 100)
+		if n != 0 || err != nil {
+			t.Errorf("%d events at once, %v", n, err)
+		}
+		p.must("change", fresh.change(full, writable, 0))
+		fresh.wait(make([]event, 1), 1200) // for so long nothing is watched
 	}
 }
