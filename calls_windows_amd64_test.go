@@ -21,7 +21,11 @@ import (
 // replace has all calls of a function of ws2_32.dll go to other code instead, until t ends.
 func replace(t *testing.T, call string, code uintptr) {
 	t.Helper()
-	proc := ws2_32.NewProc(call)
+	replaceProc(t, ws2_32.NewProc(call), code)
+}
+
+func replaceProc(t *testing.T, proc *windows.LazyProc, code uintptr) {
+	t.Helper()
 	err := proc.Find()
 	if err != nil {
 		t.Fatal(err)
@@ -92,6 +96,102 @@ func answers(t *testing.T, call string, number uint32) {
 	t.Helper()
 	code := binary.LittleEndian.AppendUint32([]byte{0xb8}, number) // mov eax, number
 	replace(t, call, machineCode(t, append(code, 0xc3)))           // ret
+}
+
+// TestSelectAsked: how long select is asked to wait. Without a limit it gets no time at all, which
+// is a null pointer.
+func TestSelectAsked(t *testing.T) {
+	var asked []string
+	replace(t, "select", windows.NewCallback(
+		func(n, readers, writers, failing uintptr, timeout *windows.Timeval) uintptr {
+			text := "no limit"
+			if timeout != nil {
+				text = fmt.Sprintf("%d s, %d us", timeout.Sec, timeout.Usec)
+			}
+			asked = append(asked, text)
+			return 0
+		}))
+	p := newPlatform(t)
+	for _, ms := range []int{-1, 0, 1, 999, 1250, 3_600_000} {
+		p.wait(make([]event, 1), ms)
+	}
+	isWritable(1)
+	want := []string{"no limit", "0 s, 0 us", "0 s, 1000 us", "0 s, 999000 us", "1 s, 250000 us",
+		"3600 s, 0 us", "0 s, 0 us"}
+	if !slices.Equal(asked, want) {
+		t.Errorf("asked for %q, want %q", asked, want)
+	}
+}
+
+// TestSocketAsked: what kinds of sockets there are. WSA_FLAG_OVERLAPPED is 1 in winsock2.h, and
+// WSA_FLAG_NO_HANDLE_INHERIT 0x80.
+func TestSocketAsked(t *testing.T) {
+	var asked string
+	replace(t, "WSASocketW", windows.NewCallback(
+		func(family, kind, proto, info, group, flags uintptr) uintptr {
+			asked = fmt.Sprintf("%d/%d/%d, %d, %d, %#x", family, kind, proto, info, group, flags)
+			return uintptr(windows.InvalidHandle)
+		}))
+	for what, row := range map[string]struct {
+		act  func()
+		want string
+	}{
+		"IPv4": {func() {
+			system{}.openSocket(netip.MustParseAddrPort("127.0.0.1:9"), netip.Addr{})
+		}, "2/1/6, 0, 0, 0x81"},
+		"IPv6": {func() {
+			system{}.openSocket(netip.MustParseAddrPort("[::1]:9"), netip.Addr{})
+		}, "23/1/6, 0, 0, 0x81"},
+		"what wakes": {func() { newPoller() }, "2/2/17, 0, 0, 0x81"},
+	} {
+		asked = ""
+		row.act()
+		if asked != row.want {
+			t.Errorf("%s: asked for %s, want %s", what, asked, row.want)
+		}
+	}
+}
+
+// TestConsole: what has a console mode is a terminal, unless it is a regular file with a size.
+func TestConsole(t *testing.T) {
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	defer reader.Close()
+	file, err := os.Open(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	var asked uintptr
+	hasMode := uintptr(0)
+	replaceProc(t, kernel32.NewProc("GetConsoleMode"), windows.NewCallback(
+		func(console uintptr, mode *uint32) uintptr {
+			asked = console
+			return hasMode
+		}))
+	for _, test := range []struct {
+		hasMode uintptr
+		file    *os.File
+		want    inputKind
+	}{
+		{0, reader, otherInput}, {1, reader, terminalInput}, {1, file, regularFile},
+	} {
+		hasMode = test.hasMode
+		got := kindOfInput(test.file)
+		if got != test.want {
+			t.Errorf("console %d, %s: kind %d, want %d", test.hasMode, test.file.Name(), got, test.want)
+		}
+	}
+	if asked != reader.Fd() {
+		t.Errorf("asked about %d, want %d", asked, reader.Fd())
+	}
+	reader.Close()
+	if kindOfInput(reader) != otherInput {
+		t.Error("a closed file is of some kind")
+	}
 }
 
 // option is what setsockopt was asked for.
@@ -166,12 +266,13 @@ func TestOptionsAsked(t *testing.T) {
 				t.Fatal(err)
 			}
 			k.close(s)
-		}, []option{noDelay, oobInline, keepAlive}},
+		}, []option{
+			noDelay, oobInline, exclusive, // of the listener
+			noDelay, oobInline, // of the client
+			noDelay, oobInline, keepAlive,
+		}},
 	} {
 		got := optionsSet(t, test.do)
-		if test.name == "an accepted socket" { // before it stand the listener's and the client's
-			got = got[len(got)-len(test.want):]
-		}
 		if !slices.Equal(got, test.want) {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)
 		}
@@ -213,6 +314,9 @@ func TestFirstRefusal(t *testing.T) {
 	replace(t, "WSAIoctl", windows.NewCallback(
 		func(s, code uintptr, in *[4]byte, size, out, room uintptr, n *uint32, a, b uintptr) uintptr {
 			asked = append(asked, fmt.Sprintf("%#x %x %d", uint32(code), *in, size))
+			if out != 0 || room != 0 {
+				t.Errorf("room for an answer at %#x, of %d bytes", out, room)
+			}
 			*n = 0
 			return 0
 		}))
@@ -410,7 +514,7 @@ func TestWinsockFails(t *testing.T) {
 				}
 				act = func() error { return actsOnSocket[test.act](listener, client) }
 			}
-			before := nextHandle(t)
+			before := lastHandle(t)
 			t.Run("acting", func(t *testing.T) {
 				fails(t, test.call, test.number)
 				wantFailure(t, act(), test.want, test.number)
@@ -420,7 +524,7 @@ func TestWinsockFails(t *testing.T) {
 					}
 				}
 			})
-			more := (nextHandle(t) - before) / 4
+			more := (lastHandle(t) - before) / 4
 			if more >= 10 || test.act == "accept" && more > 0 {
 				t.Errorf("%d handles more than before", more)
 			}
@@ -445,16 +549,19 @@ func wantFailure(t *testing.T, err error, want any, number windows.Errno) {
 	}
 }
 
-// nextHandle is the number of the next socket. The numbers of closed ones are used again, so it goes
-// up with those that stay open.
-func nextHandle(t *testing.T) int {
+// lastHandle is the highest number of some new sockets. The numbers of closed ones are used again, so
+// it goes up with those that stay open.
+func lastHandle(t *testing.T) (last int) {
 	t.Helper()
-	s, err := newSocket(windows.AF_INET, windows.SOCK_DGRAM, windows.IPPROTO_UDP)
-	if err != nil {
-		t.Fatal(err)
+	for range 16 {
+		s, err := newSocket(windows.AF_INET, windows.SOCK_DGRAM, windows.IPPROTO_UDP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer system{}.close(s)
+		last = max(last, int(s))
 	}
-	system{}.close(s)
-	return int(s)
+	return last
 }
 
 // TestWakeAddress: what wakes is bound to loopback from the start, and to a port that is free.

@@ -509,10 +509,10 @@ func (k system) accept(s socket) (socket, netip.AddrPort, error) {
 	r, _, err := procAccept.Call(uintptr(s), uintptr(unsafe.Pointer(&rsa)),
 		uintptr(unsafe.Pointer(&size)))
 	h := windows.Handle(r)
-	if h == windows.InvalidHandle && err == windows.WSAENOTCONN {
-		return 0, netip.AddrPort{}, errReset
-	}
 	if h == windows.InvalidHandle { // INVALID_SOCKET is the same value
+		if err == windows.WSAENOTCONN {
+			err = windows.WSAECONNRESET
+		}
 		return 0, netip.AddrPort{}, fault("accept", err)
 	}
 	setOptions(socket(h))
@@ -522,11 +522,7 @@ func (k system) accept(s socket) (socket, netip.AddrPort, error) {
 		windows.Closesocket(h)
 		return 0, netip.AddrPort{}, err
 	}
-	sa, err := rsa.Sockaddr()
-	if err != nil {
-		windows.Closesocket(h)
-		return 0, netip.AddrPort{}, fault("accept", err)
-	}
+	sa, _ := rsa.Sockaddr() // fails on another family than those of IP
 	return socket(h), addrPort(sa), nil
 }
 

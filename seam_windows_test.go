@@ -32,6 +32,14 @@ var errorNumbers = []errorNumber{
 	{windows.WSAENOTSOCK, windows.WSAENOTSOCK},
 }
 
+// TestLimitText: Winsock does not say what its limit is.
+func TestLimitText(t *testing.T) {
+	err := fault("socket", windows.WSAEMFILE)
+	if err.Error() != "too many open files (Winsock names no limit)" {
+		t.Error(err)
+	}
+}
+
 func shortenBacklog(fd uintptr) {
 	windows.Listen(windows.Handle(fd), 0)
 }

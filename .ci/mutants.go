@@ -119,7 +119,7 @@ const nearestOfBackends = `^Test(Seam|Clock|KindOf|ProcInput|WidePipe|Backlog|In
 	`ErrorNumbers|NoDescriptors|Deferred|Retransmits|ConnectToItself|Doubt|Exclusive|Failing|` +
 	`PollerFails|PollerCloses|WakesDo|Interrupted|ConnectErrors|CloseWrite|Address|WaitTimes|` +
 	`EveryCall|FinUnack|SelfConnectN|NoSuch|ConnectNum|Pending|Winsock|NoWinsock|OptionsAsked|` +
-	`FirstRefusal|VersionAsked|TypedEnd|WakeSocket|WakeAddress|FirstWait|TimeoutOf|NoDoubt)`
+	`FirstRefusal|VersionAsked|TypedEnd|WakeSocket|WakeAddress|FirstWait|TimeoutOf|NoDoubt|SelectAsked|SocketAsked|LimitText|Console)`
 
 const quickOnes = `always-writable wait-rounded-down wake-not-consumed closed-while-watched ` +
 	`step-in-the-batch blocking-connect self-connect short-write-is-whole send-then-read ` +
