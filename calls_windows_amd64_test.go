@@ -165,6 +165,11 @@ func TestConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
+	directory, err := os.Open(os.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer directory.Close()
 	var asked uintptr
 	hasMode := uintptr(0)
 	replaceProc(t, kernel32.NewProc("GetConsoleMode"), windows.NewCallback(
@@ -177,7 +182,8 @@ func TestConsole(t *testing.T) {
 		file    *os.File
 		want    inputKind
 	}{
-		{0, reader, otherInput}, {1, reader, terminalInput}, {1, file, regularFile},
+		{0, directory, otherInput}, {1, file, regularFile},
+		{0, reader, otherInput}, {1, reader, terminalInput},
 	} {
 		hasMode = test.hasMode
 		got := kindOfInput(test.file)

@@ -224,7 +224,8 @@ func TestDoubtsOnce(t *testing.T) {
 	}
 }
 
-// TestNoDoubt: a socket that is watched for reading too needs none, as select tells of its reset.
+// TestNoDoubt: a socket that is watched for reading too needs none, as select tells of its reset. A
+// single one that is not comes into doubt.
 func TestNoDoubt(t *testing.T) {
 	t.Parallel()
 	p := newPlatform(t)
@@ -237,6 +238,15 @@ func TestNoDoubt(t *testing.T) {
 	if took < 2300*time.Millisecond {
 		t.Errorf("a wait of 2.5 s took %v", took)
 	}
+	p.watch(full, writable)
+	for range 5 {
+		n, err := p.wait(make([]event, 1), 2500)
+		p.must("wait", err)
+		if n == 1 {
+			return
+		}
+	}
+	t.Error("watched for writing alone it is not reported")
 }
 
 // TestTypedEnd: an EOF of the console is told a moment later, since Ctrl-C begins with one.
