@@ -1073,17 +1073,17 @@ func TestGap(t *testing.T) {
 		from, length   int64 // in the ring
 	}{
 		{0, 0, 0, most},
-		{10, 0, 10, most - 10}, // the rest of the block
+		{10, 0, 10, most},
 		{most, 0, most, most},
 		{size - most, 0, size - most, most},
 		{size - 10, 0, size - 10, 10},
 		{size, 0, 0, 0},        // full
 		{size, most - 1, 0, 0}, // one byte of the block is not settled
 		{size, most, 0, most},
-		{size + 10, most, 10, most - 10},
-		{size + 10, most + 10, 10, most - 10},
+		{size + 10, most, 10, most - 10}, // what is left of the room
+		{size + 10, 2*most - 1, 10, most - 10},
+		{size + 10, 2 * most, 10, most},
 		{size + most, most + 10, 0, 0},
-		{2*size - 10, size - 1, 0, 0},
 		{2*size - 10, size, size - 10, 10},
 		{3 * size, 3 * size, 0, most},
 	} {
