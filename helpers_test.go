@@ -22,6 +22,32 @@ import (
 	"time"
 )
 
+// Where a test stands. Most files run echomux as a function in this process, against peers of
+// package net on loopback; "process" is a process of its own, "namespaces" are networks that the
+// test makes, as root.
+//
+//	the command line                       commandline     parse alone
+//	one connection: streams, verdict       main            in this process
+//	rounds, many connections, figures      rounds          in this process
+//	lines, log, progress; TestServer...    report          in this process
+//	signals, streams; TestServe...         process         process
+//	signals, stuck wherever                signals_linux   process
+//	the same status, many times over       verdict_linux   process
+//	the verdict's tables                   verdict         pure functions
+//	every word and figure of whole runs    acts            a scripted kernel; testdata/acts.txt
+//	single functions                       parts           pure functions, tables
+//	all orders of events                   sim, sim_...    a simulated kernel, judged from outside
+//	names without a server, and with       names, ..._linux    a name server in namespaces
+//	what a kernel has to keep              seam            its poller and sockets
+//	what one system says                   seam_<os>       their error numbers and options
+//	each call fails once                   calls           strace; calls_windows: other code in its place
+//	backlogs, urgent data, full pipes      kernel_linux    process
+//	descriptors, memory, processor time    limits_linux    process
+//	packets lost, hosts gone, relays       faults_linux, spaces_linux   namespaces; .ci/faults
+//	everything at once, for minutes        soak_linux      .ci/faults 10m
+//	what a round costs; benchmarks         steady, bench   counted; measured
+//	the documents, the files' own shape    docs, transcript, layout
+
 // What several files of tests share: runs of echomux and what they came to, the parser of result
 // lines, and peers. The peers are package net's: independent of the code under test.
 

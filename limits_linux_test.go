@@ -329,7 +329,7 @@ func TestServeMemory(t *testing.T) {
 	middle := heldBy(t, p)
 	each := (middle.rss - before.rss) * 1024 / idle
 	t.Logf("an idle client costs %d bytes: at first %v, with all %v", each, before, middle)
-	if each > 16<<10 {
+	if each > 2<<10 {
 		t.Errorf("an idle client costs %d bytes", each)
 	}
 	if middle.fds != before.fds+idle {
