@@ -690,6 +690,11 @@ func play(kind inputKind, pieces []string, script func(c *actor)) func(*stage, *
 }
 
 var echoActs = []act{
+	{"a write fails, and then a read", "-v 192.0.2.1 7 hello", at(func(c *actor) {
+		c.accepts(0)
+		c.jammed = errReset
+		c.stage.in(50*stageCall, func() { c.reset = errTimedOut })
+	})},
 	{"echo", "192.0.2.1 7 hello",
 		at(func(c *actor) { c.accepts(20 * stageCall).echoes(30 * stageCall) })},
 	{"echo, quiet", "-q 192.0.2.1 7 hello",
@@ -980,6 +985,9 @@ var manyActs = []act{
 			func(c *actor) { c.accepts(0) },
 			func(c *actor) { c.accepts(0).sends(5*stageCall, "HELLO\n") }, refuses)},
 	{"every fate, quiet", "-q -n 3 192.0.2.1 7 hello", fates(good, refuses, good)},
+	{"closed early, and when idle", "-n 2 -count 2 -every 1s 192.0.2.1 7 hello",
+		fates(func(c *actor) { c.accepts(0).sends(5*stageCall, "hel").finishes(10 * stageCall) },
+			func(c *actor) { c.accepts(0).sends(5*stageCall, "hello\n").finishes(500 * stageCall) })},
 	{"some are refused", "-n 6 192.0.2.1 7 hello", fates(good, refuses)},
 	{"descriptors run out", "-n 6 192.0.2.1 7 hello", func(k *stage, w *world) {
 		k.limit = 4

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -119,6 +120,9 @@ var usageErrors = []struct {
 	{"-until connect -count 2 127.0.0.1 7", "-count"},
 	{"-until connect -count 0 127.0.0.1 7", "-count"},
 	{"-until eof -count 2 127.0.0.1 7 x", "-count"},
+	{"-count -1 -q -v -every 1s 127.0.0.1 7", "-count"}, // the first of several
+	{"-q -v -source ::1 -4 127.0.0.1 7 x", "-q"},
+	{"-every 1s 127.0.0.1 7", "-every needs a -count"},
 	{"-until eof -every 1s 127.0.0.1 7 x", "-every"},
 	{"-until connect -every 1s 127.0.0.1 7", "-every"},
 	// the server
@@ -146,14 +150,32 @@ var usageErrors = []struct {
 }
 
 // TestUsage: each error names the word that is wrong, and exits 2 with one line on standard error.
+const usageFile = "testdata/usage.txt"
+
+var usageUpdate = flag.Bool("usage.update", false, "write "+usageFile+" anew, to be read over")
+
+// TestUsage: what is wrong is named, in the words of testdata/usage.txt.
 func TestUsage(t *testing.T) {
 	t.Parallel()
+	written, err := os.ReadFile(usageFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := ""
 	for _, test := range usageErrors {
 		r := echomux(t, nil, wordsOf(test.args)...)
 		if r.status != 2 || !strings.Contains(r.stderr, test.names) {
 			t.Errorf("echomux %s: status %d, %q; want 2 and %s",
 				test.args, r.status, r.stderr, test.names)
 		}
+		text := fmt.Sprintf("$ echomux %s\n%s", test.args, r.stderr)
+		all += text
+		if !strings.Contains(string(written), text) && !*usageUpdate {
+			t.Errorf("%s lacks this:\n%s", usageFile, text)
+		}
+	}
+	if *usageUpdate {
+		os.WriteFile(usageFile, []byte(all), 0o644)
 	}
 	r := echomux(t, nil, "a\x1b2J\nb", "7\xff")
 	if r.status != 2 || !strings.Contains(r.stderr, `"7\xff"`) {
@@ -175,6 +197,11 @@ var places = []struct {
 	{"board 7 hello", "board", 7, "hello\n"},
 	{"board:7 hello", "board", 7, "hello\n"},
 	{"a.b1. 7", "a.b1.", 7, "-"},
+	{"a.1~ 7", "a.1~", 7, "-"},
+	{"-until eof -until echo -every 1s board 7 x", "board", 7, "x\n"},
+	{"-source ::1", "::1", 0, "data1\ndata2\n"},
+	{"-6", "::1", 0, "data1\ndata2\n"},
+	{"-4", "127.0.0.1", 0, "data1\ndata2\n"},
 	{"1a 7", "1a", 7, "-"},
 	{"::1 7 hello", "::1", 7, "hello\n"},
 	{"[::1] 7 hello", "::1", 7, "hello\n"},
@@ -334,6 +361,39 @@ func TestVersion(t *testing.T) {
 		t.Errorf("of %s, %s, %s: %q", info.GoVersion, runtime.GOOS, runtime.GOARCH, r.stdout)
 	}
 	echomux(t, nil, "-version", "-n", "7", "127.0.0.1")
+}
+
+// TestVersionLine: what a build can leave in a binary, and what is said of it.
+func TestVersionLine(t *testing.T) {
+	t.Parallel()
+	with := func(settings ...string) *debug.BuildInfo {
+		info := &debug.BuildInfo{GoVersion: "go1.26"}
+		for _, setting := range settings {
+			key, value, _ := strings.Cut(setting, "=")
+			info.Settings = append(info.Settings, debug.BuildSetting{Key: key, Value: value})
+		}
+		return info
+	}
+	for _, test := range []struct {
+		info *debug.BuildInfo
+		want string
+	}{
+		{nil, "unknown commit unknown  / not known to be static"},
+		{with("GOOS=linux", "GOARCH=arm", "CGO_ENABLED=0"), "unknown commit unknown go1.26 linux/arm static"},
+		{with("GOOS=linux", "GOARCH=arm", "CGO_ENABLED=1"),
+			"unknown commit unknown go1.26 linux/arm not known to be static"},
+		{with("GOOS=windows", "GOARCH=amd64", "CGO_ENABLED=0"),
+			"unknown commit unknown go1.26 windows/amd64 not known to be static"},
+		{with("vcs.revision=abc", "vcs.modified=false"),
+			"abc commit abc go1.26 / not known to be static"},
+		{with("vcs.revision=abc", "vcs.modified=true"),
+			"abc+modified commit abc+modified go1.26 / not known to be static"},
+	} {
+		got := versionLine(test.info)
+		if got != "echomux "+test.want+"\n" {
+			t.Errorf("%q, want %q", got, test.want)
+		}
+	}
 }
 
 // TestBuiltVersion: a build can be given its version; without cgo it is static on Linux.

@@ -399,7 +399,7 @@ func after(now, d time.Duration) time.Duration { return now + min(d, never-now) 
 
 // sit gives m a seat, without a socket, and a first step.
 func (l *loop) sit(m machine) *seat {
-	s := &seat{loop: l, machine: m, due: never, index: len(l.seats)}
+	s := &seat{loop: l, machine: m, index: len(l.seats)}
 	l.seats = append(l.seats, s)
 	s.touch(0)
 	return s
@@ -638,12 +638,10 @@ func (l *listener) deadline() time.Duration {
 	return never
 }
 
-// step accepts what waits in the backlog. The end of a pause brings no readiness, as nothing was
-// watched: from now on the poller tells again whether anybody waits.
+// step accepts what waits in the backlog. During a pause nothing is watched, so it is the end of the
+// pause that brings a step then, without readiness: the poller tells again whether anybody waits.
 func (l *listener) step(ready readiness) {
-	if l.paused && l.server.loop.now >= l.resume {
-		l.paused = false
-	}
+	l.paused = false
 	if ready == 0 {
 		return
 	}
@@ -2094,7 +2092,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	if o.version {
-		io.WriteString(stdout, versionLine())
+		info, _ := debug.ReadBuildInfo()
+		io.WriteString(stdout, versionLine(info))
 		return exitOK
 	}
 	p, err := newPoller()
@@ -2515,17 +2514,12 @@ func (s *session) endBy(status int) {
 	if s.options.serve {
 		statusThen = exitOK // as far as anybody can tell without the lock, it listens
 	}
-	var limit *time.Timer
 	if startRuntimePoller() == nil {
-		limit = time.AfterFunc(signalLimit, func() { os.Exit(statusThen) })
+		time.AfterFunc(signalLimit, func() { os.Exit(statusThen) })
 	}
 	s.loop.turning.Lock()
 	s.interrupted = status
-	status = s.report()
-	if limit != nil {
-		limit.Stop()
-	}
-	os.Exit(status)
+	os.Exit(s.report())
 }
 
 // statusOfSignal is 128 and the signal's number, as shells have it.
@@ -2875,10 +2869,9 @@ func (o *options) checkServe() error {
 // version is what the linker is told with -X main.version=...
 var version string
 
-// versionLine says what this binary is, from the information that the build left in it.
-func versionLine() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
+// versionLine says what this binary is, from the information that the build left in it; nil: none.
+func versionLine(info *debug.BuildInfo) string {
+	if info == nil {
 		info = &debug.BuildInfo{}
 	}
 	settings := make(map[string]string)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -87,7 +88,7 @@ func TestAddressForms(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
 		"192.0.2.1:7", "0.0.0.0:0", "255.255.255.255:65535",
-		"[2001:db8::1]:7", "[::]:65535", "[fe80::1%1]:7", "[fe80::1%77]:9999",
+		"[2001:db8::1]:7", "[::]:65535", "[fe80::1%1]:7", "[fe80::1%4000000000]:9999",
 	} {
 		at := netip.MustParseAddrPort(text)
 		sa, err := sockaddr(at)
@@ -227,6 +228,26 @@ func TestPortTries(t *testing.T) {
 	}
 }
 
+// TestVainWrites: while the kernel has no room, nobody asks it whether it has.
+func TestVainWrites(t *testing.T) {
+	k := newStage(t)
+	full := at(func(c *actor) {
+		c.accepts(0).sends(30*stageCall, "x").finishes(80 * stageCall)
+		c.room = 2
+		k.in(50*stageCall, func() { c.room = 100 })
+	})
+	_, status, _ := act{"", "-until eof 192.0.2.1 7 hello", full}.runOn(k)
+	var writes []string
+	for _, call := range k.calls {
+		if strings.HasPrefix(call, "write") {
+			writes = append(writes, call)
+		}
+	}
+	if !slices.Equal(writes, []string{"write 6", "write 4"}) {
+		t.Errorf("status %d, %q", status, writes)
+	}
+}
+
 // TestLogAllocatesNothing: without -v.
 func TestLogAllocatesNothing(t *testing.T) {
 	l := logger{w: io.Discard}
@@ -254,7 +275,7 @@ func TestRuntimePoller(t *testing.T) {
 		{"-n 2 127.0.0.1 7 x", true},
 		{"-count 2 127.0.0.1 7 x", true},
 		{"-count 0 127.0.0.1 7 x", true},
-		{"-progress 1s 127.0.0.1 7 x", true},
+		{"-progress 1ns 127.0.0.1 7 x", true},
 		{"127.0.0.1 7", true},
 		{"-serve 127.0.0.1 7", true},
 		{"-serve 7", true},
@@ -329,6 +350,11 @@ func TestGivenUp(t *testing.T) {
 	l.stepTouched()
 	if machines[0].steps != 1 || machines[1].steps != 2 || machines[2].steps != 2 {
 		t.Errorf("steps: %d, %d, %d", machines[0].steps, machines[1].steps, machines[2].steps)
+	}
+	for _, s := range l.seats[:cap(l.seats)][len(l.seats):] {
+		if s != nil {
+			t.Error("a seat that was given up keeps its machine, and what that has, from the collector")
+		}
 	}
 	if len(l.seats) != 2 || seats[1].index+seats[2].index != 1 || l.seats[seats[1].index] != seats[1] {
 		t.Errorf("%d seats are left", len(l.seats))
