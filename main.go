@@ -81,8 +81,8 @@ import (
 
 // ---- The contract ----
 
-// Here is what a poller_<os>.go has to offer, and its comments say only what its kernel adds to
-// this. All is level-triggered, because that is what every kernel can do.
+// The contract is what a poller_<os>.go has to offer. The comments there say only what its kernel
+// adds to these. Everything is level-triggered, because every kernel can do that.
 
 // socket is a descriptor or, on Windows, a SOCKET.
 type socket uintptr
@@ -95,11 +95,11 @@ const (
 	writable                       // write takes bytes, or connect has finished
 )
 
-// event says that a socket is ready. One batch may name a socket twice: kqueue has an event for
-// each direction. If one event of a batch leads to closing a socket, a later one may still name it,
-// or rather its number, which may be another socket's by then: so no socket may be closed before
-// all events of a batch were looked at. And an event may be wrong: a readiness can be spurious, so
-// every call may say would block.
+// event says that a socket is ready. A batch of events can name one socket twice: kqueue has an
+// event for each direction. If the first event of a batch leads to the closing of a socket, a later
+// event can still name that socket's number, and the number may belong to another socket by then.
+// So no socket may be closed before all events of the batch were looked at. An event can also be
+// wrong (a spurious readiness), so every call may say would block.
 type event struct {
 	socket socket
 	ready  readiness
@@ -107,58 +107,61 @@ type event struct {
 
 // poller waits until one of many sockets is ready.
 //
-// A socket that is to connect is watched only after connect was called: before, Linux reports it as
-// hung up. While connect is pending it is watched for writable alone, since on kqueue a filter for
-// reading can take the error away.
+// A socket that is to connect is watched only after connect was called, because Linux reports a
+// socket as hung up before that. While connect is pending the socket is watched for writable alone,
+// because on kqueue a filter for reading can take the error away.
 type poller interface {
-	// change has s watched for want, and no longer for was, what it was watched for; the two
-	// differ. If want is nothing, s is taken out of the poller, or its hang-up would be reported
-	// for ever.
+	// change makes the poller watch s for want. was is what s was watched for until now, and
+	// differs from want. If want is nothing, s is taken out of the poller; otherwise the kernel
+	// would report its hang-up for ever.
 	change(s socket, was, want readiness) error
 
-	// forget takes s out of the poller, before it is closed. Where the kernel keeps the list of
-	// what is watched, that needs no call: closing the socket takes it out.
+	// forget takes s out of the poller, just before s is closed. Where the kernel keeps the list of
+	// what is watched, forget does nothing, since closing s takes it out of the list.
 	forget(s socket)
 
-	// wait blocks for at most ms milliseconds, or without a limit if ms is -1, and fills events.
-	// No event and no error mean only "look around": a timeout, a signal to this thread and a
-	// wake-up look alike. Errors and hang-ups are folded into the readiness that was asked for.
+	// wait blocks for at most ms milliseconds, or without a limit if ms is -1, and fills events. If
+	// it returns no event and no error, the caller looks around: the time may have passed, or a
+	// signal or wake may have ended the wait. Errors and hang-ups are folded into the readiness
+	// that was asked for.
 	wait(events []event, ms int) (n int, err error)
 
-	// wake makes the present wait return, or the next one if nobody waits. Wake-ups do not add up:
-	// several make one wait return. Any goroutine may call it, until close.
+	// wake makes the wait that is under way return, or else the next wait. Several wake-ups make
+	// only one wait return. Any goroutine may call wake, until close.
 	wake()
 
 	close() error
 }
 
-// sockets are the system's TCP sockets. Once setNonblock was called no call blocks, and what listen
-// and accept return is non-blocking from the start. A failure is io.EOF of read, one of the errors
-// below, an os.SyscallError that names the call, or an error about the zone of an address.
+// sockets are the system's TCP sockets. After setNonblock no call on a socket blocks; the sockets
+// that listen and accept return are non-blocking from the start. A failure is io.EOF (read), one of
+// the errors below, an os.SyscallError that names the call, or an error about the zone of an
+// address.
 type sockets interface {
-	// openSocket makes a socket of to's family, still in blocking mode, with TCP_NODELAY and
-	// SO_OOBINLINE set (urgent data would leave the stream). A valid from becomes its local
-	// address.
+	// openSocket makes a socket of the family of to. It is still in blocking mode, and has
+	// TCP_NODELAY and SO_OOBINLINE set (without SO_OOBINLINE urgent data would leave the stream).
+	// If from is valid, it becomes the socket's local address.
 	openSocket(to netip.AddrPort, from netip.Addr) (socket, error)
 
 	// setNonblock puts s into non-blocking mode.
 	setNonblock(s socket) error
 
-	// connect is called once. nil says that it was begun; connectResult says how it ended.
+	// connect is called once. If it returns nil, connecting has begun, and connectResult tells how
+	// it ended.
 	connect(s socket, to netip.AddrPort) error
 
-	// connectResult is errWouldBlock as long as there is no answer. errReset says that there was a
-	// connection and that the peer has reset it.
+	// connectResult returns errWouldBlock as long as there is no answer, and errReset if there was
+	// a connection and the peer has reset it.
 	connectResult(s socket) (local, peer netip.AddrPort, err error)
 
 	read(s socket, p []byte) (n int, err error)  // n > 0, io.EOF, or an error
 	write(s socket, p []byte) (n int, err error) // n < len(p) is normal
 
-	// pendingError is SO_ERROR: a failure that no call has reported yet.
+	// pendingError returns SO_ERROR: a failure that no call has returned yet.
 	pendingError(s socket) error
 
-	// path is what the kernel knows of the path: how many bytes the peer has not acknowledged, our
-	// FIN counted as one, and how many segments were sent again. Each is -1 where it does not say.
+	// path tells how many bytes the peer has not acknowledged yet, our FIN counted as one, and how
+	// many segments were sent again. Each number is -1 where the kernel does not tell it.
 	path(s socket) (unacknowledged, retransmits int)
 
 	closeWrite(s socket) error // half-closes: sends our FIN
@@ -168,8 +171,8 @@ type sockets interface {
 	accept(s socket) (accepted socket, peer netip.AddrPort, err error) // non-blocking, options set
 }
 
-// These errors change what the program does, so they come bare, and their texts are the same on
-// every system. errTooManyFiles comes wrapped, with the limit that was reached.
+// What the program does depends on these errors, so they are returned bare (errTooManyFiles is
+// wrapped, with the limit that was reached). Their texts are the same on every system.
 var (
 	errWouldBlock   = errors.New("would block") // not now
 	errReset        = errors.New("connection reset by peer")
@@ -185,12 +188,14 @@ var (
 
 const batchSize = 256 // events of one wait, at most
 
-// machine is a small state machine: what is known of one job, and what to do next. Most have a
-// socket. All they ever do is to take a step, and to say what they wait for after it.
+// machine is a small state machine. It knows the state of one job, and what to do next. Most
+// machines have a socket. All a machine does is to take a step, and to say what it waits for after
+// the step.
 type machine interface {
 	// step is called when something has happened that concerns the machine. ready is what its
-	// socket is said to be ready for. When the deadline has passed it is all that the socket is
-	// watched for, whether that is there or not. Of a first step, and of mail, it is nothing.
+	// socket is said to be ready for. If the deadline has passed, ready is all that the socket is
+	// watched for, so that the machine tries its socket. In the first step, and if only mail has
+	// come, ready is nothing.
 	step(ready readiness)
 
 	interest() readiness     // what the socket is watched for; a pure function of the state
@@ -202,8 +207,8 @@ const (
 	atOnce = time.Duration(0) // a deadline that has always passed: the next turn does not wait
 )
 
-// seat is a machine's place in the loop. It can hold a socket. A machine can hand its seat over,
-// socket and all, to the next machine.
+// seat is a machine's place in the loop. A seat can hold a socket. A machine can hand its seat over
+// to the next machine, together with the socket.
 type seat struct {
 	loop    *loop
 	machine machine       // that has it at present; nil: the seat was given up
@@ -216,25 +221,26 @@ type seat struct {
 	index   int           // of the seat in loop.seats
 }
 
-// loop is the one place that waits for sockets. A turn has two halves. First it takes in whatever
-// has happened: events of sockets, mail from other goroutines, deadlines that have passed. All of
-// these touch a seat, and no machine steps. Then the machine of each touched seat takes a step. So
-// two events for a socket become one, a machine knows all that a turn has brought when it decides,
-// and no socket is closed while events of the same batch are still to be looked at.
+// loop is the one place that waits for sockets. A turn of the loop has two halves. In the first
+// half the loop takes in whatever has happened: events of sockets, mail from other goroutines,
+// deadlines that have passed. Each of these only touches a seat. In the second half the machine of
+// each touched seat takes one step. So two events of one socket become one step, a machine knows
+// everything that the turn has brought when it decides, and no socket is closed while events of the
+// same batch are still to be looked at.
 //
-// Whoever changes a machine from outside touches its seat. That is all there is to remember:
-// interest and deadline are asked after each step, and nothing else changes what is waited for. (A
-// socket that is released is no longer waited for.)
+// Whoever changes a machine from outside has to touch its seat. There is nothing else to remember:
+// the loop asks each machine for its interest and its deadline after each step, and nothing else
+// changes what is waited for. (A socket that is released is no longer waited for.)
 type loop struct {
 	poller  poller
 	sockets sockets
 	clock   func() time.Duration // monotonic
 
-	// now is when this turn began: the clock, as it was when wait had returned. Whether the
-	// deadline of a machine has passed is judged by it. Say a turn began at 10.0, a step of it
-	// lasts until 10.2, and another machine's deadline was 10.1. It has not passed before the next
-	// turn, which has that machine try its socket first. To measure, or to set a deadline, one asks
-	// clock().
+	// now is the time at which this turn began: the clock, as it was when wait had returned.
+	// Whether a machine's deadline has passed is judged by now. An example: a turn began at 10.0,
+	// one step of it lasts until 10.2, and another machine's deadline was 10.1. This deadline
+	// passes only in the next turn, and there the machine tries its socket first. To measure a
+	// time, or to set a deadline, one asks clock().
 	now time.Duration
 
 	earliest time.Duration    // no seat is due before; perhaps none is due then either
@@ -246,10 +252,11 @@ type loop struct {
 	err      error                    // of the poller, which ended the loop
 	onWatch  func(machine, readiness) // is told of each new interest; nil: nobody is
 
-	// turning is for signals alone (endBy): while the loop is stuck, another goroutine can report
-	// and end the process. It is held while a turn is under way. The loop lets go of it around what
-	// can be stuck: the poller, a write to standard output, a read of a regular file. A write to
-	// standard error keeps it: the report would be stuck too.
+	// turning is there for signals alone (endBy): while the loop is stuck, another goroutine can
+	// print the report and end the process. The loop holds turning during a turn, and lets go of it
+	// around calls that can be stuck: the poller, a write to standard output, a read of a regular
+	// file. It does not let go of it around a write to standard error, where the report would be
+	// stuck too.
 	turning sync.Mutex
 
 	mailbox sync.Mutex // guards the two below
@@ -299,8 +306,9 @@ func (l *loop) wait() (n int, err error) {
 	return n, err
 }
 
-// waitMs is the time to the earliest deadline in milliseconds, an hour at most, -1 without one. It
-// is rounded up: a wait that ended just before the deadline would be followed by many of 0 ms.
+// waitMs is the time until the earliest deadline, in milliseconds: at most an hour, and -1 if there
+// is no deadline. It is rounded up. If it were rounded down, the wait would end just before the
+// deadline, and be followed by many waits of 0 ms.
 func (l *loop) waitMs() int {
 	if l.earliest == never {
 		return -1
@@ -311,8 +319,8 @@ func (l *loop) waitMs() int {
 	return int((left + time.Millisecond - 1) / time.Millisecond)
 }
 
-// unlocked calls f, which can be stuck, while turning is free. A report may be made meanwhile, so
-// the caller has counted all that it has done before.
+// unlocked calls f, which can be stuck, while turning is free. A report may be printed during the
+// call, so the caller has to count before the call whatever it has done.
 func (l *loop) unlocked(f func()) {
 	l.turning.Unlock()
 	defer l.turning.Lock()
@@ -338,14 +346,14 @@ func (l *loop) callMail() {
 	}
 }
 
-// touchOverdue touches the seats that are due, as if all that they wait for had come. So a machine
-// tries its socket once more before it gives up: something may be there that wait did not bring,
-// since the batch was full, or since this process was stopped for a while after wait had returned.
-// If nothing is there, that costs a call that says would block. The loop itself ends nothing: it is
-// the machine that gives up then.
+// touchOverdue touches the seats whose deadlines have passed, as if everything that they wait for
+// had come. So a machine tries its socket once more before it gives up: something may be there that
+// wait has not brought, because the batch was full, or because this process was stopped for a while
+// after wait had returned. If nothing is there, the try costs one call that says would block. It is
+// not the loop that ends anything, but the machine, if its try has found nothing.
 //
-// Nobody is due before earliest, and so the seats are looked at only when it has passed. It is then
-// found anew.
+// No deadline lies before earliest, so the seats are looked at only when earliest has passed. Then
+// the next earliest is computed.
 func (l *loop) touchOverdue() {
 	if l.now < l.earliest {
 		return
@@ -360,8 +368,8 @@ func (l *loop) touchOverdue() {
 	}
 }
 
-// stepTouched lets the machines of the touched seats take their steps. The list grows meanwhile:
-// a step can seat another machine, or hand its own seat over, and both are touched.
+// stepTouched lets the machine of each touched seat take a step. The list grows meanwhile, because
+// a step can seat another machine or hand its own seat over, and both of these touch a seat.
 func (l *loop) stepTouched() {
 	for i := 0; i < len(l.touched); i++ {
 		l.touched[i].step()
@@ -370,7 +378,8 @@ func (l *loop) stepTouched() {
 	l.touched = l.touched[:0]
 }
 
-// post has the loop call f, which should touch a seat. Any goroutine may post, even after the end.
+// post makes the loop call f, which should touch a seat. Any goroutine may call post, even after
+// the end of the loop.
 func (l *loop) post(f func()) {
 	l.mailbox.Lock()
 	defer l.mailbox.Unlock()
@@ -383,7 +392,7 @@ func (l *loop) post(f func()) {
 	}
 }
 
-// close gives up what is seated, and then the poller.
+// close gives up all seats, and closes the poller.
 func (l *loop) close() {
 	for len(l.seats) > 0 {
 		l.seats[len(l.seats)-1].giveUp()
@@ -394,10 +403,10 @@ func (l *loop) close() {
 	l.poller.close() // whatever it says, it is gone
 }
 
-// after is the time d from now on. It does not overflow.
+// after returns now + d, without overflow.
 func after(now, d time.Duration) time.Duration { return now + min(d, never-now) }
 
-// sit gives m a seat, without a socket, and a first step.
+// sit gives m a seat, without a socket. m takes its first step in this turn.
 func (l *loop) sit(m machine) *seat {
 	s := &seat{loop: l, machine: m, index: len(l.seats)}
 	l.seats = append(l.seats, s)
@@ -405,7 +414,8 @@ func (l *loop) sit(m machine) *seat {
 	return s
 }
 
-// touch gives the seat's machine a step in this turn, with what has come.
+// touch makes the seat's machine take a step in this turn. ready is what its socket has become
+// ready for.
 func (s *seat) touch(ready readiness) {
 	s.ready |= ready
 	if !s.touched {
@@ -414,9 +424,10 @@ func (s *seat) touch(ready readiness) {
 	}
 }
 
-// step lets the machine take a step, and then waits for what it wants. If it has handed its seat
-// over, the next machine takes a step in this turn too, and the seat is armed after that one. The
-// next machine begins without readiness: what the socket still has is reported again.
+// step lets the machine take its step, and then arms the seat for what the machine waits for. If
+// the machine has handed the seat over, the next machine also takes a step in this turn, and the
+// seat is armed after that step. The next machine begins without readiness; what the socket is
+// still ready for will be reported again.
 func (s *seat) step() {
 	m := s.machine
 	ready := s.ready
@@ -431,7 +442,7 @@ func (s *seat) step() {
 	}
 }
 
-// arm asks the machine what it waits for, and has the loop and the poller wait for that.
+// arm asks the machine what it waits for, and makes the loop and the poller wait for that.
 func (s *seat) arm() {
 	s.due = s.machine.deadline()
 	s.loop.earliest = min(s.loop.earliest, s.due)
@@ -440,7 +451,7 @@ func (s *seat) arm() {
 	}
 }
 
-// watch tells the poller what the socket is watched for from now on.
+// watch makes the poller watch the socket for want.
 func (s *seat) watch(want readiness) {
 	if want == s.armed {
 		return
@@ -456,16 +467,17 @@ func (s *seat) watch(want readiness) {
 	}
 }
 
-// hold takes a socket, which the seat will close. It is watched only after the machine's step, and
-// so not before that has called connect.
+// hold gives the seat a socket, which the seat will close. The socket is watched only after the
+// machine's step, and so not before the machine has called connect.
 func (s *seat) hold(sock socket) {
 	s.socket = sock
 	s.holding = true
 	s.loop.holders[sock] = s
 }
 
-// release takes the socket out of the poller and closes it, in this order: closed, its number may
-// be another's. Whether close fails does not matter: the descriptor is gone either way (close(2)).
+// release takes the socket out of the poller and then closes it. In the other order the socket's
+// number could already belong to another socket. It does not matter whether close fails: the
+// descriptor is gone in any case (close(2)).
 func (s *seat) release() {
 	if !s.holding {
 		return
@@ -477,13 +489,13 @@ func (s *seat) release() {
 	s.loop.sockets.close(s.socket)
 }
 
-// handOver gives the seat, with its socket, to m, which takes its first step in this turn.
+// handOver gives the seat and its socket to m. m takes its first step in this turn.
 func (s *seat) handOver(m machine) {
 	s.machine = m
 	s.touch(0)
 }
 
-// giveUp ends the seat, and closes its socket. The last seat of the list takes its place.
+// giveUp ends the seat and closes its socket. In the list of seats the last one takes its place.
 func (s *seat) giveUp() {
 	if s.machine == nil {
 		return
@@ -500,7 +512,7 @@ func (s *seat) giveUp() {
 
 // ---- The log ----
 
-// logger writes the log of -v. The recipe, which is echomux without arguments, has it too.
+// logger writes the log of -v. The recipe (echomux without arguments) writes it too.
 type logger struct {
 	w       io.Writer
 	verbose bool
@@ -514,15 +526,15 @@ func (l logger) printf(format string, args ...any) {
 	}
 }
 
-// data logs bytes. Without -v it allocates nothing, as printf would to pass its arguments.
+// data logs bytes. Without -v it allocates nothing; printf would, for its arguments.
 func (l logger) data(what string, p []byte) {
 	if l.verbose && len(p) > 0 {
 		l.printf("%s: %s", what, quoted(p))
 	}
 }
 
-// quoted renders bytes for a terminal: a quoted string for each line of text, the end left out if
-// it is long.
+// quoted renders bytes for a terminal: each line of text becomes a quoted string, and a long text
+// is cut.
 func quoted(p []byte) string {
 	const most = 60
 	var words []string
@@ -536,10 +548,10 @@ func quoted(p []byte) string {
 	return text
 }
 
-// word is a word of the command line in a usage error.
+// word quotes a word of the command line for a usage error.
 func word(text string) string { return shortened(strconv.QuoteToASCII(text)) }
 
-// shortened leaves out the middle of what is too long for a line.
+// shortened leaves out the middle of a text that is too long for a line.
 func shortened(text string) string {
 	const part = 100
 	if len(text) <= 2*part {
@@ -548,13 +560,14 @@ func shortened(text string) string {
 	return text[:part] + "..." + text[len(text)-part:]
 }
 
-// printable is a word that somebody else chose, fit for a terminal and for one line.
+// printable makes a word that somebody else has chosen fit for a terminal and for one line.
 func printable(word string) string {
 	text := strconv.QuoteToASCII(word)
 	return strings.ReplaceAll(text[1:len(text)-1], `\"`, `"`)
 }
 
-// failure is why something went wrong. Failures of one operation and status are counted together.
+// failure tells why something went wrong. Failures with the same operation and exit status are
+// counted together.
 type failure struct {
 	op  string
 	err error // all that is said
@@ -562,12 +575,13 @@ type failure struct {
 
 func (f *failure) Error() string { return f.err.Error() }
 
-// called is the failure of a call on a socket, whose name stands before the error.
+// called makes a failure of the error of a call on a socket. The name of the call stands before the
+// error.
 func called(op string, err error) *failure {
 	return &failure{op, fmt.Errorf("%s: %w", op, withoutCall(op, err))}
 }
 
-// withoutCall is err without the name of the call that op is about.
+// withoutCall returns err without the name of the call, if that is op.
 func withoutCall(op string, err error) error {
 	call, ok := err.(*os.SyscallError)
 	if ok && call.Syscall == op {
@@ -578,7 +592,7 @@ func withoutCall(op string, err error) error {
 
 // ---- The echo server ----
 
-// server is what the connections of -serve, or of the recipe's own server, share.
+// server is what all connections of a server share: that of -serve, or the one inside the recipe.
 type server struct {
 	loop      *loop
 	log       logger
@@ -598,8 +612,8 @@ const (
 	complaintPause = time.Minute            // between two lines about that
 )
 
-// listener is the machine that accepts connections. While accept fails it watches nothing for a
-// moment: what waits in its backlog would be reported again at once.
+// listener is the machine that accepts connections. After accept has failed, the listener pauses
+// and watches nothing: the connections that wait in its backlog would be reported again at once.
 type listener struct {
 	server   *server
 	seat     *seat
@@ -638,8 +652,9 @@ func (l *listener) deadline() time.Duration {
 	return never
 }
 
-// step accepts what waits in the backlog. During a pause nothing is watched, so it is the end of the
-// pause that brings a step then, without readiness: the poller tells again whether anybody waits.
+// step accepts the connections that wait in the backlog. During a pause nothing is watched, so a
+// step without readiness means that the pause is over. Then the poller will tell again whether
+// connections are waiting.
 func (l *listener) step(ready readiness) {
 	l.paused = false
 	if ready == 0 {
@@ -654,8 +669,9 @@ func (l *listener) step(ready readiness) {
 		case err == errWouldBlock:
 			return
 		case i > 0:
-			// This may be said of an empty backlog: Linux looks for a free descriptor first, and
-			// says that there is none. If somebody waits, the next step begins with this failure.
+			// The backlog may be empty in spite of this error: Linux looks for a free descriptor
+			// first, and fails if there is none. If a connection does wait, the next step begins
+			// with this failure.
 			return
 		default:
 			l.pause(err)
@@ -664,7 +680,7 @@ func (l *listener) step(ready readiness) {
 	}
 }
 
-// pause stops accepting for a moment, and complains now and then.
+// pause stops accepting for a moment, and complains, but not too often.
 func (l *listener) pause(err error) {
 	now := l.server.loop.clock()
 	l.paused = true
@@ -677,8 +693,8 @@ func (l *listener) pause(err error) {
 	}
 }
 
-// served is the machine of one accepted connection. It reads only when all that it has read is
-// written, so a client that stops reading stops only itself, and costs one buffer at most.
+// served is the machine of one accepted connection. It reads only after everything that it has read
+// is written. So a client that stops reading blocks only itself, and costs one buffer at most.
 type served struct {
 	server  *server
 	seat    *seat
@@ -695,7 +711,7 @@ func (s *server) serve(sock socket, peer netip.AddrPort) {
 	s.log.printf("accepted %v", peer)
 }
 
-// interest: reading and writing take turns.
+// interest: a connection either reads or writes.
 func (c *served) interest() readiness {
 	if c.pending != nil {
 		return writable
@@ -706,7 +722,8 @@ func (c *served) interest() readiness {
 // deadline: a client may be silent for as long as it likes.
 func (c *served) deadline() time.Duration { return never }
 
-// step reads once and writes at once. Only what the kernel refuses waits for writability.
+// step reads once and writes that at once. It waits for writability only if the kernel has refused
+// bytes.
 func (c *served) step(ready readiness) {
 	if ready == 0 {
 		return
@@ -730,7 +747,7 @@ func (c *served) step(ready readiness) {
 	}
 }
 
-// write sends p, and keeps what the kernel refuses.
+// write sends p. It keeps the bytes that the kernel refuses.
 func (c *served) write(p []byte) {
 	s := c.server
 	n, err := s.loop.sockets.write(c.seat.socket, p)
@@ -751,7 +768,8 @@ func (c *served) write(p []byte) {
 	}
 }
 
-// end closes the connection. One that an error has ended, and not the client's FIN, is a failure.
+// end closes the connection. If an error has ended it, and not the client's FIN, it counts as a
+// failure.
 func (c *served) end(f *failure) {
 	if f != nil {
 		c.server.failures++
@@ -763,8 +781,8 @@ func (c *served) end(f *failure) {
 
 // ---- What flows ----
 
-// source is what there is to send on one connection: a stream, whose bytes are known by their
-// offsets. There are two: the MESSAGEs, and standard input. At any time
+// source is what is to be sent on one connection. It is a stream of bytes, and each byte is known
+// by its offset in the stream. There are two sources: the MESSAGEs, and standard input. At any time
 //
 //	0 <= settled <= sent <= end
 //
@@ -773,9 +791,10 @@ func (c *served) end(f *failure) {
 //	from sent to end        are taken in, and not sent yet
 //	from end on             are not there yet
 //
-// In echo a byte is settled when it is back and was compared, in eof as soon as it is sent.
+// In echo a byte is settled when it has come back and was compared. In eof a byte is settled when
+// it is sent.
 type source interface {
-	// refill takes in what can be had. No byte before settled is needed any more.
+	// refill takes in the bytes that can be had now. Bytes before settled are no longer needed.
 	refill(settled int64)
 
 	end() int64                  // the offset before which all is taken in
@@ -784,7 +803,7 @@ type source interface {
 	due() time.Duration          // when refill has more by the clock alone, or never
 }
 
-// inputState is what a source knows of its end.
+// inputState tells whether more bytes will follow those that were taken in.
 type inputState uint8
 
 const (
@@ -795,9 +814,10 @@ const (
 	failed                      // standard input could not be read
 )
 
-// ring holds a stream: the byte with offset n stands at n modulo the length, so no byte ever moves.
-// The MESSAGEs are a ring that is always full. Standard input passes through one in which a byte
-// gives its place to the one that comes a whole length later, once it is settled:
+// ring holds the bytes of a stream: the byte with offset n stands at n modulo the ring's length, so
+// no byte is ever moved. The MESSAGEs are a ring that is always full. Standard input passes through
+// a ring; there a settled byte can be overwritten by the byte whose offset is one whole length
+// higher:
 //
 //	|...#########....|   and, where the stream has reached the end   |####......######|
 //	    |        |       of the ring and gone on at its begin:           |     |
@@ -806,15 +826,17 @@ const (
 //	# kept, from settled to end      . free; behind end is the gap, where the next read goes
 type ring []byte
 
-// piece is the longest contiguous part from offset from, up to to.
+// piece returns the bytes from offset from to offset to, or as many of them as are contiguous in
+// the ring.
 func (r ring) piece(from, to int64) []byte {
 	size := int64(len(r))
 	i := from % size
 	return r[i:min(size, i+to-from)]
 }
 
-// messages is the source of MESSAGEs: one block that all connections share, sent in rounds. A round
-// begins when all of the one before is settled, and no sooner than a pause after that one began.
+// messages is the source of the MESSAGEs: one block of bytes, shared by all connections, that is
+// sent once in each round. A round begins when all bytes of the round before are settled, and not
+// before a pause has passed since that round began.
 type messages struct {
 	clock  func() time.Duration
 	block  ring          // never changed
@@ -824,7 +846,7 @@ type messages struct {
 	began  time.Duration // when the last one did
 }
 
-// refill begins the next round if it is time.
+// refill begins the next round if its time has come.
 func (m *messages) refill(settled int64) {
 	if settled < m.end() {
 		return
@@ -846,7 +868,7 @@ func (m *messages) state() inputState {
 	return goesOn
 }
 
-// due is when the next round may begin.
+// due is the time from which on the next round may begin.
 func (m *messages) due() time.Duration {
 	switch {
 	case m.state() == ended:
@@ -857,7 +879,7 @@ func (m *messages) due() time.Duration {
 	return after(m.began, m.pause)
 }
 
-// inputKind is what standard input is.
+// inputKind tells what standard input is.
 type inputKind uint8
 
 const (
@@ -871,10 +893,10 @@ const (
 	inputRead = 256 << 10 // bytes of one read of it, at most
 )
 
-// input is the source that streams standard input. A full ring stops it, so memory stays constant.
-// A regular file is read by the loop itself, since its bytes are there. Anything else may wait for
-// somebody, and is read by a goroutine, which posts what it got: a console cannot be polled
-// everywhere, and O_NONBLOCK would stay behind in the user's shell.
+// input is the source that streams standard input. If its ring is full, nothing is read, so the
+// memory stays constant. A regular file is read by the loop itself, because its bytes are there.
+// Everything else may have to wait for somebody, so a goroutine reads it and posts what it got. (A
+// console cannot be polled on every system, and O_NONBLOCK would stay set in the user's shell.)
 type input struct {
 	loop    *loop
 	seat    *seat // that waits for the bytes
@@ -887,7 +909,7 @@ type input struct {
 	err     error // io.EOF, or why no more can be read
 }
 
-// refill reads once into the gap, or has a goroutine do so.
+// refill reads once into the gap, or starts a goroutine that does.
 func (in *input) refill(settled int64) {
 	if in.reading || in.err != nil {
 		return
@@ -924,9 +946,9 @@ func (in *input) readBeside(gap []byte) {
 	})
 }
 
-// gap is where the next read goes. Room in the ring is given back in blocks of 256 KiB, or a full
-// one would be filled by reads of a few bytes: when 1 MiB is taken, there is no gap until 256 KiB
-// are settled.
+// gap returns the room for the next read. Room in the ring becomes free in blocks of 256 KiB;
+// otherwise a full ring would be filled by many reads of a few bytes. So when 1 MiB is in the ring,
+// there is no gap until 256 KiB are settled.
 func (in *input) gap(settled int64) []byte {
 	roomEnd := settled - settled%inputRead + int64(len(in.ring))
 	return in.ring.piece(in.taken, min(roomEnd, in.taken+inputRead))
@@ -940,7 +962,7 @@ func (in *input) took(n int, err error) {
 	}
 }
 
-// stop makes what was read so far all that there is.
+// stop ends the stream: no more is read.
 func (in *input) stop() { in.took(0, io.EOF) }
 
 func (in *input) end() int64                  { return in.taken }
@@ -959,7 +981,7 @@ func (in *input) state() inputState {
 	return ended
 }
 
-// mismatch is the first byte that is no echo.
+// mismatch describes the first byte that is not the echo of a byte sent.
 type mismatch struct {
 	at      int64 // its offset in the stream
 	surplus bool  // no byte was sent there
@@ -967,8 +989,9 @@ type mismatch struct {
 	got     byte  // what came back
 }
 
-// compare holds p, which came back, against what was sent from offset from on, up to offset sent.
-// It counts the bytes that agree, and describes the first that does not.
+// compare compares p, which came back, with the bytes of src that were sent. p begins at offset
+// from, and sent is the offset of the first byte that was not sent. It counts the bytes that agree,
+// and describes the first that does not.
 func compare(p []byte, src source, from, sent int64) (good int, wrong *mismatch) {
 	for good < len(p) {
 		at := from + int64(good)
@@ -1003,20 +1026,21 @@ func (m *mismatch) Error() string {
 
 // ---- Silence and verdict ----
 
-// After each step one looks at the facts of a connection. All that is decided about them stands in
-// this room, as pure functions: who owes something, so that a clock of silence runs for him, and
-// what the verdict is.
+// After each step of a connection a verdict is made of what is known about it, the facts. All rules
+// stand in this room, as pure functions of the facts: who owes something, so that a clock measures
+// his silence, and what the verdict is.
 
 // idleClock measures the silence of somebody who owes something. It starts when the debt begins,
-// and again with every sign of life, as soon as that is seen: of the peer, bytes that were read
-// and, in eof, acknowledgements; of standard input, bytes. That our kernel takes bytes is none.
+// and starts again with every sign of life, when the sign is seen. Signs of life of the peer are
+// bytes that were read and, in eof, acknowledgements. A sign of life of standard input is bytes.
+// That our own kernel takes bytes is no sign of life of anybody.
 type idleClock struct {
 	limit time.Duration // the longest silence; 0: any
 	owes  bool
 	since time.Duration // when it started; means something while owes
 }
 
-// setOwes notes whether anything is owed at present.
+// setOwes notes whether anything is owed now.
 func (c *idleClock) setOwes(owes bool, now time.Duration) {
 	if owes && !c.owes {
 		c.since = now
@@ -1043,7 +1067,7 @@ const (
 	isBroken      // by an error; if out is, what the peer sent before may still be there to be read
 )
 
-// facts are all that is decided by.
+// facts are everything that the rules depend on.
 type facts struct {
 	wrong        bool       // a byte came back that was not sent (echo)
 	outputFailed bool       // standard output has failed
@@ -1058,9 +1082,9 @@ type facts struct {
 	inputSilent  bool       // standard input owes something, and was silent for too long
 }
 
-// peerOwesEcho: does the peer owe a sign of life (echo)? It has to send back what it got, and to
-// take what we send. After a write that failed it owes its end, which reading will bring; after
-// that nothing more can come.
+// peerOwesEcho reports whether the peer owes a sign of life in echo. The peer has to send back what
+// it got, and to take what we send. After a write has failed, the peer owes its end (EOF or an
+// error), which a read will bring. After that end nothing more can come.
 func peerOwesEcho(f facts) bool {
 	if f.in != isOpen {
 		return false
@@ -1068,20 +1092,21 @@ func peerOwesEcho(f facts) bool {
 	return !f.allBack || f.bufferFull || f.out == isBroken
 }
 
-// peerOwesEOF: does the peer owe a sign of life (eof)? It has to take what we send, and to send its
-// FIN after ours, or its end after a write that failed.
+// peerOwesEOF reports whether the peer owes a sign of life in eof. The peer has to take what we
+// send, and to send its FIN after ours. After a write has failed, it owes its end.
 func peerOwesEOF(f facts) bool {
 	finOwed := f.out == hasEnded && f.in == isOpen
 	return !f.acknowledged || f.bufferFull || f.out == isBroken || finOwed
 }
 
-// inputOwes: the peer has ended, all that was read of standard input has done its work, and only
-// the next read of it tells whether that was all.
+// inputOwes reports whether everything depends on the next read of standard input: the peer has
+// ended, all bytes that were read so far have done their work, and only that read can tell whether
+// these were all.
 func inputOwes(f facts) bool {
 	return f.in != isOpen && f.input == undecided && f.allSettled
 }
 
-// outcome is a verdict; goOn is that there is none yet.
+// outcome is a verdict. goOn means that there is none yet.
 type outcome uint8
 
 const (
@@ -1095,8 +1120,9 @@ const (
 	tooSilent
 )
 
-// judgeEcho is the verdict on -until echo: the first line that holds. It is asked after each step,
-// so it knows all that a turn has brought, and in which order that came decides nothing.
+// judgeEcho gives the verdict for -until echo: the first case that holds. It is asked after each
+// step, when everything that a turn has brought is known. So the order of the events within the
+// turn decides nothing.
 func judgeEcho(f facts) outcome {
 	switch {
 	case f.wrong:
@@ -1108,9 +1134,10 @@ func judgeEcho(f facts) outcome {
 	case f.input == ended && f.allSettled:
 		return wholeJob
 	case inputOwes(f) && !f.inputSilent:
-		// The peer may have gone at the right time. The next read of standard input tells. EOF:
-		// the job is whole. Bytes: not all is settled any more, and the peer has ended too early.
-		// Neither of them in time: inputSilent, and the peer has ended too early.
+		// The peer may have ended at the right time. The next read of standard input tells. If it
+		// says EOF, the job is whole. If it brings bytes, not all bytes are settled any more, and
+		// the next case holds. If it brings nothing in time, inputSilent is set, and the next case
+		// holds too.
 		return goOn
 	case f.in != isOpen:
 		return peerEnded
@@ -1122,8 +1149,9 @@ func judgeEcho(f facts) outcome {
 	return goOn
 }
 
-// judgeEOF is the verdict on -until eof. The peer's EOF does not end our sending: a receiver that
-// has nothing to say half-closes at once, and still wants the bytes.
+// judgeEOF gives the verdict for -until eof: the first case that holds. The peer's EOF does not end
+// our sending, because a receiver that has nothing to say half-closes at once and still wants our
+// bytes.
 func judgeEOF(f facts) outcome {
 	switch {
 	case f.outputFailed || f.input == failed:
@@ -1144,7 +1172,8 @@ func judgeEOF(f facts) outcome {
 	return goOn
 }
 
-// Exit statuses. Where a signal leaves something undone, it is 128 and the signal's number.
+// These are the exit statuses. If a signal has left something undone, the status is 128 plus the
+// number of the signal.
 const (
 	exitOK             = iota // every connection did its whole job; -serve was asked to end
 	exitExchange              // reset, closed early, a wrong byte or one too many, ...
@@ -1157,8 +1186,8 @@ const (
 
 // ---- The client ----
 
-// A connection's life is up to three machines, one after the other, in one seat of the loop. Each
-// hands its socket to the next:
+// A connection is driven by up to three machines, one after the other, in one seat of the loop.
+// Each of them hands the socket over to the next:
 //
 //	dial ----- there is ------> exchange ----- all bytes -----> drain
 //	           a connection                    are back (echo)
@@ -1168,9 +1197,10 @@ const (
 //	                            readable, and for writable      half a second at most.
 //	                            after bytes were refused.
 //
-// Each of them can be the last: a connection has failed, or was all that is wanted, and in eof the
-// FINs are part of the exchange. What they have in common is the connection. It knows what the
-// report will tell of it, and counts itself when it is finished.
+// Each machine can be the last one. A connection may have failed; with -until connect the job is
+// done when there is a connection; and with -until eof the FINs are part of the exchange. What the
+// three machines have in common is the connection. It knows what the report will tell about it, and
+// it counts itself when it is finished.
 
 // client is what all connections of a run share.
 type client struct {
@@ -1190,8 +1220,9 @@ type client struct {
 
 const startBatch = 16 // connections begun between two looks at the poller
 
-// starter is the machine that begins the connections, a few in a turn. The poller is looked at in
-// between, so that the time measured for one is not that of starting all the others.
+// starter is the machine that begins the connections, a few in each turn. The poller is asked in
+// between; otherwise the time measured for one connection would include the time for starting all
+// the others.
 type starter struct {
 	client *client
 	seat   *seat
@@ -1212,7 +1243,7 @@ func (s *starter) step(readiness) {
 	}
 }
 
-// connection is what is known of one connection through all of its life, whichever machine has its
+// connection is what is known about one connection for all of its life, whichever machine has the
 // seat. The numbers are for the report.
 type connection struct {
 	client      *client
@@ -1228,7 +1259,7 @@ type connection struct {
 	retransmits int           // segments sent again, or -1
 }
 
-// round is one round that is back, for the report.
+// round describes one round that has come back, for the report.
 type round struct {
 	conn   *connection
 	number int64
@@ -1254,8 +1285,8 @@ func (c *client) begin(number int) {
 	conn.seat = c.loop.sit(&dial{conn: conn, client: c})
 }
 
-// exchangeTime is from connected to the last byte read. If none was, it is up to the verdict, or up
-// to now if there is none either.
+// exchangeTime is the time from connected to the last byte that was read. If no byte was read, it
+// ends at the verdict; if there is no verdict either, it ends now.
 func (c *connection) exchangeTime() time.Duration {
 	end := c.lastRead
 	if end == never {
@@ -1275,16 +1306,17 @@ func (c *connection) finish(status int, f *failure) {
 	}
 }
 
-// noteRetransmits asks the kernel, where the last line is about this connection alone.
+// noteRetransmits asks the kernel for the number of retransmits. Only a run of one connection
+// reports it.
 func (c *connection) noteRetransmits() {
 	if c == c.client.only && c.connected != never && c.seat.holding {
 		_, c.retransmits = c.client.loop.sockets.path(c.seat.socket)
 	}
 }
 
-// endRun ends the run because this machine lacks something. Those that were not begun yet would
-// fail alike, and are counted so. None is left to be begun then, or to be counted by another one
-// that fails in this turn. Those under way stay unfinished.
+// endRun ends the run because this machine lacks something. The connections that were not begun yet
+// would fail in the same way, and are counted as failed. They count as begun then, so that no other
+// connection that fails in this turn counts them again. The connections under way stay unfinished.
 func (c *client) endRun(status int, f *failure) {
 	notBegun := c.tally.n - c.tally.begun
 	c.tally.begun = c.tally.n
@@ -1294,8 +1326,9 @@ func (c *client) endRun(status int, f *failure) {
 
 // ---- The client: connecting ----
 
-// dial is the machine that connects: to one address after the other, each with a new socket, until
-// one connects. It waits for writability, which is how a kernel says that connect is done.
+// dial is the machine that connects. It tries one address after the other, each with a new socket,
+// until one connects. It waits for writability, because that is how a kernel says that connecting
+// has ended.
 type dial struct {
 	conn   *connection
 	client *client
@@ -1310,7 +1343,7 @@ const minTry = time.Second // for one address of several, while that much is lef
 func (d *dial) interest() readiness     { return writable }
 func (d *dial) deadline() time.Duration { return d.by }
 
-// errSelf is a refusal, since nobody listens.
+// errSelf counts as a refusal, since nobody listens.
 var errSelf = fmt.Errorf("%w (connected to itself)", errRefused)
 
 func (d *dial) step(ready readiness) {
@@ -1327,8 +1360,9 @@ func (d *dial) step(ready readiness) {
 	case err == errWouldBlock:
 		d.goOnAfter(errTimedOut)
 	case err == nil && local == peer:
-		// Without a listener, a connect whose ephemeral port is the port it asks for meets itself
-		// (RFC 9293 section 3.5, simultaneous open): a perfect, false echo.
+		// If nobody listens on a local port, connect can happen to choose this same port as its own
+		// ephemeral port. Then the socket connects to itself (RFC 9293 section 3.5, simultaneous
+		// open), and everything sent comes back: a perfect, false echo.
 		d.goOnAfter(errSelf)
 	case err == nil:
 		d.conn.log.printf("connected %v to %v", local, d.conn.peer)
@@ -1341,21 +1375,22 @@ func (d *dial) step(ready readiness) {
 	}
 }
 
-// goOnAfter leaves the present address, which has failed, for the next one.
+// goOnAfter notes that the present address has failed, and goes on to the next one.
 func (d *dial) goOnAfter(err error) {
 	d.noteCause(err)
 	d.connectNext()
 }
 
-// noteCause keeps why the present address has failed, and closes its socket.
+// noteCause keeps the reason why the present address has failed, and closes its socket.
 func (d *dial) noteCause(err error) {
 	d.conn.seat.release()
 	d.causes = append(d.causes, withoutCall("connect", err))
 	d.conn.log.printf("connect %v: %v", d.conn.peer, err)
 }
 
-// connectNext goes on to the next address that can be begun with. Without one the connection has
-// failed, and is counted. If that is because this machine lacks something, the run ends too.
+// connectNext begins to connect to the next address for which that is possible. If there is none
+// left, the connection has failed, and is counted. If the reason is that this machine lacks
+// something, the run ends too.
 func (d *dial) connectNext() {
 	for d.tried < len(d.client.addrs) && !d.lacks() {
 		err := d.connect()
@@ -1371,7 +1406,7 @@ func (d *dial) connectNext() {
 	}
 }
 
-// connect makes a socket for the next address and connects it, once, without blocking.
+// connect makes a socket for the next address and calls connect(2) for it, once, without blocking.
 func (d *dial) connect() error {
 	c := d.client
 	d.conn.peer = netip.AddrPortFrom(c.addrs[d.tried], c.port)
@@ -1397,8 +1432,9 @@ func (d *dial) connect() error {
 	return nil
 }
 
-// shareOfTime is the deadline of the present address. It and those not tried yet share what is left
-// of the time evenly, but each has minTry while there is that much.
+// shareOfTime returns the deadline for the present address. The time that is left is shared evenly
+// by this address and those not tried yet. But an address gets at least minTry, if that much is
+// left.
 func (d *dial) shareOfTime() time.Duration {
 	left := max(0, d.client.connectBy-d.began)
 	sharers := len(d.client.addrs) - d.tried + 1
@@ -1406,7 +1442,8 @@ func (d *dial) shareOfTime() time.Duration {
 	return after(d.began, min(left, max(share, minTry)))
 }
 
-// lacks: has this machine run out of what a connection needs? Then no other address is tried.
+// lacks reports whether this machine has run out of something that every connection needs. Then no
+// other address is tried.
 func (d *dial) lacks() bool {
 	if len(d.causes) == 0 {
 		return false
@@ -1416,9 +1453,9 @@ func (d *dial) lacks() bool {
 		err == errNoAddress && d.client.options.from.IsValid()
 }
 
-// judge is the verdict on what was never connected. The address that came furthest decides, since
-// it tells most of HOST: refused (a host has answered), then timed out, then all else. Every
-// address is named.
+// judge gives the verdict on a connection that was never connected. The address that came furthest
+// decides, since it tells most about HOST: refused (a host has answered), then timed out, then
+// everything else. The text names every address.
 func (d *dial) judge() (status int, f *failure) {
 	if d.lacks() {
 		return exitLocal, &failure{"connect", d.causes[len(d.causes)-1]}
@@ -1438,8 +1475,8 @@ func (d *dial) judge() (status int, f *failure) {
 	return status, &failure{"connect", errors.New(strings.Join(texts, "; "))}
 }
 
-// succeed ends connecting. If reset is not nil, there was a connection, and the peer has reset it:
-// what it sent before can still be read.
+// succeed ends connecting. If reset is not nil, there was a connection and the peer has reset it;
+// bytes that the peer sent before can still be read.
 func (d *dial) succeed(reset error) {
 	d.conn.connected = d.client.loop.clock()
 	d.client.tally.connect.add(d.conn.connected - d.began)
@@ -1456,8 +1493,8 @@ func (d *dial) succeed(reset error) {
 
 // ---- The client: sending and receiving ----
 
-// exchange is the machine that sends, receives and compares. It has two halves, out and in. What
-// it does only notes facts; at the end of a step one verdict is made of them.
+// exchange is the machine that sends, receives and compares. It has two halves, out and in. Its
+// methods only note facts; at the end of each step one verdict is made of them.
 type exchange struct {
 	conn     *connection
 	client   *client
@@ -1477,7 +1514,7 @@ type exchange struct {
 	idle      idleClock // of the peer
 	inputIdle idleClock // of standard input, once the peer has ended
 
-	// For the verdict's words.
+	// These are for the text of the verdict.
 	wrong     *mismatch
 	broke     *failure // the first that the kernel said of a half that is broken
 	outputErr error
@@ -1518,8 +1555,9 @@ func newExchange(conn *connection) *exchange {
 	return x
 }
 
-// interest: writing is tried first. It is waited for only after the kernel has refused bytes, or
-// the poller would report nearly always that there is room.
+// interest: the exchange writes without waiting for writability. It waits for that only after the
+// kernel has refused bytes. If it always did, the poller would report nearly always that there is
+// room.
 func (x *exchange) interest() readiness {
 	var want readiness
 	if x.in == isOpen {
@@ -1531,14 +1569,15 @@ func (x *exchange) interest() readiness {
 	return want
 }
 
-// deadline is the earliest end of somebody's patience, or begin of something more to do.
+// deadline is the earliest time at which somebody's silence becomes too long, or at which there is
+// something more to do.
 func (x *exchange) deadline() time.Duration {
 	if x.yields {
 		return atOnce
 	}
 	by := min(x.idle.deadline(), x.inputIdle.deadline())
-	// The next round waits until this one is settled, even if its time has come. While it waits,
-	// due lies in the past, and the loop would not sleep.
+	// The next round cannot begin before the present one is settled, even if its time has come.
+	// Until then due would lie in the past, and the loop would not sleep.
 	if x.out == isOpen && x.settled() == x.source.end() {
 		by = min(by, x.source.due())
 	}
@@ -1548,11 +1587,11 @@ func (x *exchange) deadline() time.Duration {
 	return by
 }
 
-// step: the order of its lines is that of causes and effects. Bytes that are settled make room for
-// input, input can be sent, the end of the input sends our FIN. What a line makes possible is tried
-// below it, in the same step, since no event will tell of it. Were halfClose above send, no FIN
-// would follow the last bytes: nothing is left to be sent, so no readiness would wake the machine,
-// and the peer waits for that FIN.
+// step: the order of the lines is that of causes and effects. Settled bytes make room for input,
+// input can be sent, and the end of the input leads to our FIN. Whatever a line makes possible is
+// tried by the lines below it, in the same step, because no event will tell about it. For example,
+// if halfClose stood above send, our FIN would not follow the last bytes: nothing is left to be
+// sent, so no readiness would wake the machine, while the peer waits for the FIN.
 func (x *exchange) step(ready readiness) {
 	if ready&readable != 0 {
 		x.receive() // settles bytes, so that the ring has room, and the next round may begin
@@ -1569,9 +1608,9 @@ func (x *exchange) step(ready readiness) {
 	x.conclude()
 }
 
-// receive reads once; level triggering reports what is left. A read of 0 bytes is EOF. But a kernel
-// tells of a reset only once: if a write was told, reads say 0 bytes after it, and the log must not
-// call that a FIN.
+// receive reads once. If there is more to read, the level-triggered poller will report it again. A
+// read of 0 bytes is EOF. But a kernel tells of a reset only once: if a write was told of it, reads
+// return 0 bytes afterwards, and the log must not call that a FIN.
 func (x *exchange) receive() {
 	n, err := x.loop.sockets.read(x.conn.seat.socket, x.client.buffer)
 	switch {
@@ -1592,9 +1631,9 @@ func (x *exchange) receive() {
 	}
 }
 
-// arrived compares what was read, and hands the right bytes on. Times are measured up to here, and
-// only then standard output is written, which can block. Its slowness is none of the peer's
-// silence, so the clock starts after it.
+// arrived compares the bytes that were read, and hands the right ones on. The times are taken
+// before standard output is written, because that can block. The peer's clock is restarted after
+// it, because a slow standard output is not the peer's silence.
 func (x *exchange) arrived(p []byte) {
 	good := len(p)
 	if x.echo {
@@ -1612,7 +1651,7 @@ func (x *exchange) arrived(p []byte) {
 	x.idle.restart(x.movedAt)
 }
 
-// noteRound counts the present round of MESSAGEs, if what was just read is its end.
+// noteRound counts the present round of MESSAGEs, if its last byte was just read.
 func (x *exchange) noteRound() {
 	m := x.messages
 	if x.echo && m != nil && x.conn.returned == m.end() {
@@ -1620,15 +1659,17 @@ func (x *exchange) noteRound() {
 	}
 }
 
-// handOn writes what came back to standard output, unless several connections would mix there.
+// handOn writes the bytes that came back to standard output. With several connections it does not,
+// since their bytes would be mixed.
 func (x *exchange) handOn(p []byte) {
 	if x.client.options.n == 1 && x.outputErr == nil {
 		x.loop.unlocked(func() { _, x.outputErr = x.client.world.stdout.Write(p) })
 	}
 }
 
-// send takes in what there is and writes it, until there is no more or the kernel refuses bytes.
-// Writing makes room in the ring, or may, so each write is followed by another look at the source.
+// send takes in bytes from the source and writes them, until there are no more or the kernel
+// refuses them. After each write it looks at the source again, because the write may have made room
+// in the ring.
 func (x *exchange) send() {
 	x.yields = false
 	for written := 0; written < sendShare; {
@@ -1643,23 +1684,25 @@ func (x *exchange) send() {
 
 const sendShare = 1 << 20 // bytes after which a step sends no more
 
-// takeIn has the source take in what there is. After the peer's end no other round begins; the
-// first always does, since the first step reads nothing from the peer. But standard input is still
-// read, since it decides the verdict whether that has ended too.
+// takeIn makes the source take in the bytes that it can have. After the peer's end no other round
+// begins. (The first round always begins, because the first step comes before anything was read.)
+// Standard input is still read after the peer's end, since the verdict depends on whether it has
+// ended too.
 func (x *exchange) takeIn() {
 	if x.in == isOpen || x.input != nil {
 		x.source.refill(x.settled())
 	}
 }
 
-// canWrite: is there anything to write, and would it be taken? After its end an echo server returns
-// nothing more. In eof the peer still takes bytes.
+// canWrite reports whether there are bytes to write and somebody will take them. An echo server
+// returns nothing more after its end. In eof the peer still takes bytes after its FIN.
 func (x *exchange) canWrite() bool {
 	isUseful := x.in == isOpen || !x.echo
 	return isUseful && x.out == isOpen && !x.bufferFull && x.conn.sent < x.source.end()
 }
 
-// write sends once. A short count is a refusal: the next write would only be told so.
+// write writes once. If the kernel takes only a part, it has refused the rest, and another write
+// would only be told so.
 func (x *exchange) write() int {
 	p := x.source.piece(x.conn.sent, x.source.end())
 	n, err := x.loop.sockets.write(x.conn.seat.socket, p)
@@ -1678,7 +1721,7 @@ func (x *exchange) write() int {
 	return n
 }
 
-// settled is the offset before which no byte is needed any more.
+// settled returns the offset before which no byte is needed any more.
 func (x *exchange) settled() int64 {
 	if x.echo {
 		return x.conn.returned
@@ -1692,7 +1735,7 @@ func (x *exchange) breakSending(f *failure) {
 	x.noteBroken(f)
 }
 
-// noteBroken keeps the first thing that the kernel said.
+// noteBroken keeps the first failure that the kernel has told.
 func (x *exchange) noteBroken(f *failure) {
 	x.conn.log.printf("%v", f)
 	if x.broke == nil {
@@ -1702,11 +1745,12 @@ func (x *exchange) noteBroken(f *failure) {
 
 // ---- The client: -until eof ----
 
-// Here an exchange has phases. First the bytes go out. Behind the last one goes our FIN, so that
-// the peer can end too. When its FIN was read as well, only acknowledgements of what we sent may be
-// missing; then there is nothing left to be read or written, the socket is watched for nothing, and
-// no event will tell of them, or of a reset. So both are asked for every 10 ms. (The peer's FIN may
-// come before ours, and changes nothing for what we send.)
+// With -until eof an exchange has phases. First our bytes go out. Our FIN follows the last byte, so
+// that the peer can end too. When the peer's FIN was read as well, only acknowledgements may be
+// missing. In this last phase there is nothing left to be read or written, so the socket is watched
+// for nothing, and no event will tell of acknowledgements or of a reset. So the exchange asks for
+// both of them every 10 ms. (The peer's FIN may also come before ours. It does not change what we
+// send.)
 
 // halfClose sends our FIN behind the last byte.
 func (x *exchange) halfClose() {
@@ -1724,14 +1768,15 @@ func (x *exchange) halfClose() {
 	x.out = hasEnded
 }
 
-// bothEnded: our FIN is out and the peer's was read.
+// bothEnded reports whether our FIN is out and the peer's FIN was read.
 func (x *exchange) bothEnded() bool { return x.out == hasEnded && x.in == hasEnded }
 
-// countAcks keeps acked, the offset before which the peer's kernel has acknowledged all: what is
-// out, less what our own kernel still keeps because it may have to be sent again. Where that is not
-// known (-1), all counts as acknowledged. To an upload nothing may come back, and then this is the
-// peer's one sign of life. No event tells of it, so each step asks, and the one at the end of a
-// silence is the last that does.
+// countAcks updates acked, the offset before which the peer's kernel has acknowledged everything.
+// It is the number of bytes that are out, less the bytes that our kernel still keeps because it may
+// have to send them again. Where the kernel does not tell (-1), everything counts as acknowledged.
+// During an upload the peer may send nothing back, and then acknowledgements are its only sign of
+// life. No event tells of them, so each step asks for them. The last step that does is the one that
+// the idle clock's deadline brings.
 func (x *exchange) countAcks() {
 	if x.out == isBroken {
 		return
@@ -1750,8 +1795,8 @@ func (x *exchange) countAcks() {
 
 const ackPause = 10 * time.Millisecond // between two looks, where only acknowledgements are missing
 
-// findReset asks for an error, and gives it the words that a read would have had for it. An error
-// other than these two is what a router has said (ICMP) of a connection that still goes on.
+// findReset asks for a pending error, and words it as a read would have done. Other errors than
+// these two are what a router has said (ICMP) about a connection that still goes on.
 func (x *exchange) findReset() {
 	err := x.loop.sockets.pendingError(x.conn.seat.socket)
 	if err == errReset || err == errTimedOut {
@@ -1759,7 +1804,8 @@ func (x *exchange) findReset() {
 	}
 }
 
-// offset is how much is out. Our FIN counts as one byte, since the kernel acknowledges it so.
+// offset is the number of bytes that are out. Our FIN counts as one byte, because the kernel
+// acknowledges it so.
 func (x *exchange) offset() int64 {
 	if x.out == hasEnded {
 		return x.conn.sent + 1
@@ -1769,7 +1815,7 @@ func (x *exchange) offset() int64 {
 
 // ---- The client: how an exchange ends ----
 
-// runClocks starts the clocks of silence, and stops them. It also notes the end of the peer.
+// runClocks starts and stops the clocks of silence. It also notes when the peer has ended.
 func (x *exchange) runClocks() {
 	now := x.loop.clock()
 	f := x.facts()
@@ -1784,8 +1830,8 @@ func (x *exchange) runClocks() {
 	x.inputIdle.setOwes(inputOwes(f), now)
 }
 
-// facts are what is decided by. A silence that became too long after the turn's begin is left to
-// the next one, which tries the socket before.
+// facts collects the facts. A silence that has become too long since this turn began does not count
+// yet: the next turn will try the socket first, and then judge.
 func (x *exchange) facts() facts {
 	now := x.loop.now
 	return facts{
@@ -1803,7 +1849,7 @@ func (x *exchange) facts() facts {
 	}
 }
 
-// conclude acts on the verdict.
+// conclude asks for the verdict and acts on it.
 func (x *exchange) conclude() {
 	var verdict outcome
 	if x.echo {
@@ -1826,8 +1872,9 @@ func (x *exchange) conclude() {
 	}
 }
 
-// startDrain half-closes after an echo, and hands over to the last machine. The job is done, and
-// only a byte too many can change that. To close at once would hide it, and answer it with a reset.
+// startDrain half-closes after an echo, and hands the seat over to drain. The job is done, and only
+// a surplus byte can change that. If the socket were closed at once, such a byte would be hidden,
+// and be answered with a reset.
 func (x *exchange) startDrain() {
 	x.conn.log.printf("shutdown: all %d bytes are back", x.conn.returned)
 	x.loop.sockets.closeWrite(x.conn.seat.socket) // if it fails, the peer has gone already
@@ -1838,8 +1885,8 @@ func (x *exchange) startDrain() {
 
 const drainTime = 500 * time.Millisecond // for the peer's FIN after ours
 
-// drain is the machine that waits for the peer's FIN after ours, for a moment. The job is done, so
-// an error is as good as the FIN, and so is the end of the moment.
+// drain is the machine that waits half a second at most for the peer's FIN, after ours. The job is
+// done, so an error is as good as the peer's FIN, and so is the end of the time.
 type drain struct {
 	conn   *connection
 	client *client
@@ -1869,10 +1916,11 @@ func (d *drain) step(ready readiness) {
 
 // ---- The client: a verdict in words ----
 
-// errNothing is no success: under cron, or after ssh -n, standard input is /dev/null.
+// errNothing is a failure, because standard input may be empty by mistake: under cron, or after ssh
+// -n, it is /dev/null.
 var errNothing = &failure{"input", errors.New("nothing to send: give a MESSAGE, or -until connect")}
 
-// explain is what a verdict comes to, in a status and in words.
+// explain returns the exit status and the words of a verdict.
 func (x *exchange) explain(verdict outcome) (status int, f *failure) {
 	switch verdict {
 	case wrongByte:
@@ -1896,7 +1944,7 @@ func (x *exchange) explain(verdict outcome) (status int, f *failure) {
 	return status, x.peerFailure()
 }
 
-// streamFailure is about the standard stream that has failed.
+// streamFailure tells which standard stream has failed, and why.
 func (x *exchange) streamFailure() *failure {
 	if x.outputErr == nil {
 		return &failure{"input", fmt.Errorf("standard input: %w", x.input.err)}
@@ -1907,8 +1955,8 @@ func (x *exchange) streamFailure() *failure {
 	return &failure{"output", fmt.Errorf("standard output: %w", x.outputErr)}
 }
 
-// peerFailure is how the peer ended: what the kernel has said, or "closed by the peer after 2.0s of
-// silence, before round 2", or "closed early (3 of 6 bytes)".
+// peerFailure tells how the peer has ended: what the kernel has said, or "closed by the peer after
+// 2.0s of silence, before round 2", or "closed early (3 of 6 bytes)".
 func (x *exchange) peerFailure() *failure {
 	idle := x.idleText()
 	switch {
@@ -1921,8 +1969,8 @@ func (x *exchange) peerFailure() *failure {
 	return &failure{"closed", err}
 }
 
-// idleText tells of a flow that was good, and idle when the peer ended: for how long, and before
-// what. Of any other it is empty.
+// idleText tells for how long the flow was idle when the peer ended, and before what. It is empty
+// if bytes were still missing, or if none were sent at all.
 func (x *exchange) idleText() string {
 	if x.conn.sent == 0 || x.settled() < x.source.end() {
 		return ""
@@ -1937,8 +1985,9 @@ func (x *exchange) idleText() string {
 	return ""
 }
 
-// silence words a timeout. Where the answer to a later round never began, it tells how long the
-// flow was idle before: a device on the path may have forgotten it meanwhile.
+// silence is the text of a timeout. If nothing of a later round came back, it also tells for how
+// long the flow was idle before that round: a device on the path may have forgotten the flow
+// meanwhile.
 func (x *exchange) silence() string {
 	text := fmt.Sprintf("timed out after %v of silence (%d of %d bytes)",
 		x.idle.limit, x.settled(), x.source.end())
@@ -1952,8 +2001,8 @@ func (x *exchange) silence() string {
 
 // ---- Names ----
 
-// Package net finds the addresses, in the way of each system: newResolver is in poller_<os>.go.
-// What is left to do here is to refuse what is no name, and to keep what package net says fit for a
+// Package net finds the addresses of a name, in the way of each system (newResolver in
+// poller_<os>.go). This room refuses what is not a name, and makes what package net says fit for a
 // terminal and for an exit status.
 
 const maxAddrs = 128 // of a name: each is tried, and named if all fail
@@ -1963,8 +2012,8 @@ var (
 	errNoFamily = errors.New("no address of that family")
 )
 
-// checkHost refuses what looks like an address and is none. Taken for a name it would be asked for
-// at a name server, which may even know an answer.
+// checkHost refuses a HOST that looks like an address and is not one. If it were taken for a name,
+// a name server would be asked for it, and might even know an answer.
 func checkHost(host string) error {
 	_, err := netip.ParseAddr(host)
 	if err == nil {
@@ -1981,9 +2030,9 @@ func checkHost(host string) error {
 	return nil
 }
 
-// resolve finds the addresses of host in a family, ip4 or ip6, or in both, ip, within a time limit,
-// 0 for none (for localhost in both). Its errors do not repeat the name; errors.Is tells errNoName,
-// errNoFamily, errTimedOut and errTooManyFiles.
+// resolve finds the addresses of host in a family: ip4, ip6, or ip for both. (localhost has always
+// both.) limit is a time limit, 0 for none. The errors do not repeat the name; errors.Is recognises
+// errNoName, errNoFamily, errTimedOut and errTooManyFiles.
 func resolve(host, family string, limit time.Duration) (addrs []netip.Addr, err error) {
 	if isLocalhost(host) {
 		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
@@ -2001,15 +2050,16 @@ func resolve(host, family string, limit time.Duration) (addrs []netip.Addr, err 
 	return addrs, nil
 }
 
-// isLocalhost: these names are loopback's, whatever a file lacks or a server says, and nobody is
-// asked for them (RFC 6761 section 6.3).
+// isLocalhost reports whether host is a name of loopback. Such a name is loopback's even if a hosts
+// file lacks it or a name server says something else, so nobody is asked for it (RFC 6761 section
+// 6.3).
 func isLocalhost(host string) bool {
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	return name == "localhost" || strings.HasSuffix(name, ".localhost")
 }
 
-// ask is LookupNetIP, which asks for the family that is wanted and no other, but loses zones. A
-// link-local address is of no use without its zone, so a host that has one is looked up once more.
+// ask calls LookupNetIP, which asks for the wanted family alone, but loses zones. A link-local
+// address is of no use without its zone, so a host with such an address is looked up once more.
 func ask(ctx context.Context, resolver *net.Resolver, host, family string) ([]netip.Addr, error) {
 	addrs, err := resolver.LookupNetIP(ctx, family, host)
 	if !slices.ContainsFunc(addrs, netip.Addr.IsLinkLocalUnicast) {
@@ -2026,7 +2076,7 @@ func ask(ctx context.Context, resolver *net.Resolver, host, family string) ([]ne
 	return addrs, err
 }
 
-// resolverError says what an error of the resolver's comes to.
+// resolverError turns an error of the resolver into one of ours.
 func resolverError(err error) error {
 	var unsuitable *net.AddrError
 	if errors.As(err, &unsuitable) {
@@ -2049,8 +2099,8 @@ func resolverError(err error) error {
 	return fmt.Errorf("name server %s: %w", shortened(printable(dns.Server)), cause)
 }
 
-// causeOf is the last words of an error of package net, which has many and no error number behind
-// them: "read udp 127.0.0.1:39482->127.0.0.2:53: read: connection refused".
+// causeOf returns the last words of an error of package net. There are many such errors, without
+// error numbers behind them: "read udp 127.0.0.1:39482->127.0.0.2:53: read: connection refused".
 func causeOf(text string) error {
 	if strings.Contains(text, errTooManyFiles.Error()) {
 		return errTooManyFiles
@@ -2059,8 +2109,8 @@ func causeOf(text string) error {
 	return errors.New(shortened(printable(words[len(words)-1])))
 }
 
-// zoneIndex is the number of an address's zone, 0 if it has none. A zone can be the name of an
-// interface (RFC 4007 section 11).
+// zoneIndex returns the number of a zone, 0 for no zone. A zone can be the name of an interface
+// (RFC 4007 section 11).
 func zoneIndex(zone string) (uint32, error) {
 	if zone == "" {
 		return 0, nil
@@ -2080,7 +2130,7 @@ func zoneIndex(zone string) (uint32, error) {
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
-// run is echomux as a function; it returns the exit status.
+// run is echomux as a function. It returns the exit status.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	o, err := parse(args)
 	if err != nil {
@@ -2092,8 +2142,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	if o.version {
-		info, _ := debug.ReadBuildInfo()
-		io.WriteString(stdout, versionLine(info))
+		printVersion(stdout)
 		return exitOK
 	}
 	p, err := newPoller()
@@ -2123,7 +2172,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return s.run()
 }
 
-// kindOf tells what standard input is; a test's is anything.
+// kindOf tells what standard input is. In a test it can be anything.
 func kindOf(stdin io.Reader) inputKind {
 	file, ok := stdin.(*os.File)
 	if !ok {
@@ -2132,8 +2181,8 @@ func kindOf(stdin io.Reader) inputKind {
 	return kindOfInput(file)
 }
 
-// widenInput has standard input hold a whole read, if it is a pipe: each read costs a hand-over
-// from one goroutine to another.
+// widenInput makes standard input hold a whole read, if it is a pipe. Each read hands bytes over
+// from one goroutine to another, so fewer and larger reads are faster.
 func widenInput(stdin io.Reader) {
 	file, ok := stdin.(*os.File)
 	if ok {
@@ -2141,8 +2190,8 @@ func widenInput(stdin io.Reader) {
 	}
 }
 
-// What a poller_<os>.go defines beside the contract. The compiler checks with these lines that it
-// does, and they do nothing else.
+// A poller_<os>.go defines these beside the contract. The lines do nothing; with them the compiler
+// checks that nothing is missing.
 var (
 	_ sockets                       = system{}
 	_ func() (poller, error)        = newPoller
@@ -2155,7 +2204,7 @@ var (
 	_ [3]os.Signal                  = [...]os.Signal{sigTerm, sigHup, sigPipe}
 )
 
-// world is what a run meets outside. Whoever replaces it simulates.
+// world is everything outside that a run has to do with. A simulation replaces it.
 type world struct {
 	poller  poller
 	sockets sockets
@@ -2231,8 +2280,8 @@ func (s *session) run() int {
 	return status
 }
 
-// begin seats the first machines. One waits for the addresses of HOST, and before it one for
-// standard input where that has to be known as a whole; each leads on to the next.
+// begin seats the first machines. One machine waits for the addresses of HOST; before it, another
+// one waits for standard input, if that has to be known as a whole. Each of them leads to the next.
 func (s *session) begin() {
 	if s.options.progress > 0 && !s.options.quiet {
 		s.showProgress()
@@ -2249,7 +2298,7 @@ func (s *session) begin() {
 	}
 }
 
-// fail ends the run before its time. Where more goes wrong in the same turn, the first cause stays.
+// fail ends the run before its time. If more goes wrong in the same turn, the first cause stays.
 func (s *session) fail(status int, cause *failure) {
 	s.loop.stopped = true
 	if s.failure == nil {
@@ -2260,8 +2309,8 @@ func (s *session) fail(status int, cause *failure) {
 
 // ---- The run: what comes before the first connection ----
 
-// errand is the machine that waits for what is done beside the loop because it blocks. The deadline
-// is the loop's, so it holds whatever the work is stuck in.
+// errand is the machine that waits for work that is done in a goroutine, because the work blocks.
+// The deadline is the loop's, so it holds whatever the work is stuck in.
 type errand struct {
 	session *session
 	seat    *seat
@@ -2270,8 +2319,8 @@ type errand struct {
 	next    func(done bool) // is called once: when the work is done, or its time is up
 }
 
-// startErrand has a goroutine do the work, and then the loop call next. What work finds out it
-// leaves in variables of its caller's. Only if it is done, next may read them.
+// startErrand makes a goroutine do the work, and then the loop call next. The work leaves its
+// results in variables of the caller. next may read these variables only if done is true.
 func (s *session) startErrand(work func(), by time.Duration, next func(done bool)) {
 	e := &errand{session: s, by: by, next: next}
 	e.seat = s.loop.sit(e)
@@ -2294,8 +2343,8 @@ func (e *errand) step(readiness) {
 	}
 }
 
-// gather reads standard input to its end, however long that takes: with rounds, or with several
-// connections, all of it is sent more than once.
+// gather reads standard input to its end, however long that takes, because all of it is sent more
+// than once: in rounds, or on several connections.
 func (s *session) gather() {
 	var data []byte
 	var err error
@@ -2317,7 +2366,7 @@ func (s *session) gather() {
 
 var errTooMuch = fmt.Errorf("standard input: more than %d bytes cannot be sent again", ringSize)
 
-// withAddresses calls next with the addresses of HOST: when they are there, if it is a name.
+// withAddresses calls next with the addresses of HOST, as soon as they are known.
 func (s *session) withAddresses(next func([]netip.Addr)) {
 	limit := s.options.connectTimeout
 	by := never
@@ -2363,9 +2412,9 @@ func (s *session) notFound(err error) {
 	s.fail(status, &failure{"lookup", fmt.Errorf("lookup %s: %w", host, err)})
 }
 
-// found goes on with the addresses that can be used: unmapped (::ffff:192.0.2.1 is IPv4), of the
-// family asked for, which is also that of -source, with a zone that this machine has, if any. None
-// is used twice.
+// found calls next with the addresses that can be used. They are unmapped (::ffff:192.0.2.1 is
+// IPv4). They are of the family that is asked for, and of that of -source. Their zone, if there is
+// one, is one of this machine. And each address is used only once.
 func (s *session) found(addrs []netip.Addr, next func([]netip.Addr)) {
 	var usable []netip.Addr
 	unusable := errNoFamily
@@ -2387,7 +2436,7 @@ func (s *session) found(addrs []netip.Addr, next func([]netip.Addr)) {
 	next(usable)
 }
 
-// connectToServer is the recipe: the server is this program's own.
+// connectToServer is the recipe: the client connects to this program's own server.
 func (s *session) connectToServer(addrs []netip.Addr) {
 	s.listenAll(addrs)
 	if s.failure == nil {
@@ -2406,9 +2455,9 @@ func (s *session) connectAll(addrs []netip.Addr) {
 // portTries is how often the kernel may choose a port for -serve 0.
 const portTries = 20
 
-// listenAll starts a listener on each address. One that this kernel lacks, say IPv6, is passed
-// over while another can be served. The kernel's choice of a port for one address may be taken at
-// the next, and then another choice is tried.
+// listenAll starts a listener on each address. An address that this kernel lacks (say, of IPv6) is
+// passed over, as long as another address can be served. If the kernel chooses the port, the port
+// that it has chosen for one address may be taken at the next. Then the kernel has to choose again.
 func (s *session) listenAll(addrs []netip.Addr) {
 	var err error
 	for range portTries {
@@ -2428,7 +2477,7 @@ func (s *session) listenAll(addrs []netip.Addr) {
 	s.fail(exitLocal, &failure{"listen", fmt.Errorf("no port is free at every address: %w", err)})
 }
 
-// listenOnce listens at each address, on one port.
+// listenOnce listens at each address, on one port for all.
 func (s *session) listenOnce(addrs []netip.Addr) error {
 	port := s.options.port
 	var lacking error
@@ -2486,12 +2535,12 @@ func (p *progress) step(readiness) {
 	p.due = after(now, s.options.progress)
 }
 
-// signalLimit is from a signal to the end of the process, even if that is stuck.
+// signalLimit is the time after which a signal ends the process even if it is stuck.
 const signalLimit = 450 * time.Millisecond
 
-// catchSignals makes the first SIGINT, SIGTERM or SIGHUP end the process with the line so far, and
-// later ones do nothing: timeout(1) signals a process and then its group. What was ignored at
-// start stays ignored where Go can know that, which is for SIGINT and SIGHUP (os/signal).
+// catchSignals makes the first SIGINT, SIGTERM or SIGHUP end the process, with the line so far.
+// Later signals do nothing, because timeout(1) signals a process and then its group. A signal that
+// was ignored at the start stays ignored, where Go can know that: SIGINT and SIGHUP (os/signal).
 func (s *session) catchSignals() {
 	signal.Ignore(sigPipe) // a closed standard output is an error to report, not a silent death
 	caught := make(chan os.Signal, 1)
@@ -2505,10 +2554,10 @@ func (s *session) catchSignals() {
 	}()
 }
 
-// endBy ends the process because of a signal. It reports in the loop's place as soon as no turn is
-// under way: the loop may be stuck in a write to standard output, or in a file system that hangs.
-// If it is stuck in standard error, the time limit holds. There is none where the runtime's poller,
-// which its timer may need, has no room.
+// endBy ends the process because of a signal. It prints the report in the loop's place, as soon as
+// no turn is under way. (The loop may be stuck in a write to standard output, or in a file system
+// that hangs.) If the loop is stuck in a write to standard error, a timer ends the process. If the
+// Go runtime's poller, which a timer may need, has no room, there is no timer.
 func (s *session) endBy(status int) {
 	statusThen := status
 	if s.options.serve {
@@ -2522,7 +2571,7 @@ func (s *session) endBy(status int) {
 	os.Exit(s.report())
 }
 
-// statusOfSignal is 128 and the signal's number, as shells have it.
+// statusOfSignal returns 128 plus the signal's number, as shells do.
 func statusOfSignal(sig os.Signal) int {
 	switch sig {
 	case sigTerm:
@@ -2533,11 +2582,11 @@ func statusOfSignal(sig os.Signal) int {
 	return 130
 }
 
-// startRuntimePoller has the Go runtime make its own poller, while a lack of descriptors can be
-// reported. It makes that when it first needs it, for a timer or for a socket of package net, and
-// if there is no room for it by then the process dies with a stack trace (netpollinit in the
-// runtime's netpoll_epoll.go). Here another poller of ours tells whether there is room, and is
-// closed again. Then a sleep sets a timer.
+// startRuntimePoller makes the Go runtime create its own poller now, when a lack of descriptors can
+// still be reported. The runtime creates that poller when it first needs it, for a timer or for a
+// socket of package net. If there are no descriptors left by then, the process dies with a stack
+// trace (netpollinit in the runtime's netpoll_epoll.go). So another poller of ours is opened first,
+// to see whether there is room, and closed again. Then a sleep sets a timer.
 func startRuntimePoller() error {
 	trial, err := newPoller()
 	if err != nil {
@@ -2548,8 +2597,9 @@ func startRuntimePoller() error {
 	return nil
 }
 
-// needsRuntimePoller: does the run look up a name, or go on for so long that the collector, which
-// sets timers, has work? One short exchange does without, and without the system calls for it.
+// needsRuntimePoller reports whether the run looks up a name, or goes on for so long that the
+// garbage collector, which sets timers, may run. One short exchange needs no runtime poller, and
+// saves the system calls for it.
 func (o *options) needsRuntimePoller() bool {
 	_, err := netip.ParseAddr(o.host)
 	isName := err != nil
@@ -2558,7 +2608,7 @@ func (o *options) needsRuntimePoller() bool {
 
 // ---- The command line ----
 
-// untilKind is what makes a connection's job whole.
+// untilKind tells when a connection's job is whole.
 type untilKind uint8
 
 const (
@@ -2567,7 +2617,7 @@ const (
 	untilConnect                  // there is a connection
 )
 
-// options are the command line, checked.
+// options are what the command line says, checked.
 type options struct {
 	connectTimeout time.Duration // 0: no limit
 	ioTimeout      time.Duration // 0: no limit
@@ -2610,7 +2660,7 @@ exit status: 0 every connection did its whole job; 1 the exchange went wrong;
 130, 143, 129 interrupted. The rest is in README.md.
 `
 
-// parse checks the command line. Its errors name the word that is wrong.
+// parse reads and checks the command line. Its errors name the word that is wrong.
 func parse(args []string) (*options, error) {
 	o := &options{}
 	words, err := o.parseFlags(args)
@@ -2717,7 +2767,7 @@ func (o *options) setSource(word string) error {
 	return nil
 }
 
-// takes: is a of the family asked for, and of that of -source?
+// takes reports whether a is of the family that is asked for, and of that of -source.
 func (o *options) takes(a netip.Addr) bool {
 	if o.from.IsValid() && o.from.Is4() != a.Is4() {
 		return false
@@ -2725,8 +2775,8 @@ func (o *options) takes(a netip.Addr) bool {
 	return o.family == "ip" || a.Is4() == (o.family == "ip4")
 }
 
-// parsePlace reads HOST PORT, which may be one word, and returns the words after it. -serve does
-// without HOST, and then it takes :PORT too.
+// parsePlace reads HOST PORT, which may be one word, and returns the words after it. With -serve
+// HOST may be missing, and then the one word is PORT or :PORT.
 func (o *options) parsePlace(words []string) (rest []string, err error) {
 	if len(words) == 0 {
 		return nil, errors.New("PORT is missing after -serve")
@@ -2759,8 +2809,8 @@ func (o *options) parsePlace(words []string) (rest []string, err error) {
 	return words[2:], o.setPort(words[1])
 }
 
-// splitPlace makes two words of HOST:PORT with exactly one colon, and of [HOST]:PORT. Every other
-// word is HOST alone, and [HOST] loses its brackets.
+// splitPlace splits HOST:PORT (with exactly one colon) and [HOST]:PORT into two words. From [HOST]
+// it takes the brackets. Every other word is HOST alone.
 func splitPlace(place string) (words []string, err error) {
 	if !strings.HasPrefix(place, "[") {
 		if strings.Count(place, ":") == 1 {
@@ -2780,7 +2830,7 @@ func splitPlace(place string) (words []string, err error) {
 	return nil, fmt.Errorf("%s: must be [ADDRESS] or [ADDRESS]:PORT", word(place))
 }
 
-// setPort: with -serve 0 is the kernel's choice.
+// setPort reads PORT. With -serve, 0 means that the kernel chooses.
 func (o *options) setPort(text string) error {
 	port, err := strconv.ParseUint(text, 10, 16)
 	if err != nil || port == 0 && !o.serve {
@@ -2790,8 +2840,8 @@ func (o *options) setPort(text string) error {
 	return nil
 }
 
-// parseMessages makes the block that is sent of the words after PORT. One that looks like a flag
-// is one that was put in the wrong place, unless -- has said that no flags follow.
+// parseMessages makes one block of the words after PORT. A word that looks like a flag is an error,
+// because flags stand before HOST, unless the first word is --.
 func (o *options) parseMessages(words []string) error {
 	escaped := len(words) > 0 && words[0] == "--"
 	if escaped {
@@ -2808,20 +2858,21 @@ func (o *options) parseMessages(words []string) error {
 	return nil
 }
 
-// countsRounds: is the run made of rounds? A single sending of the MESSAGEs is called none.
+// countsRounds reports whether the run is made of rounds. To send the MESSAGEs once is not called a
+// round.
 func (o *options) countsRounds() bool { return o.count != 1 }
 
-// gathers: is standard input read as a whole, because it is sent more than once?
+// gathers reports whether standard input is read as a whole, because it is sent more than once.
 func (o *options) gathers() bool {
 	return o.block == nil && o.until != untilConnect && (o.n > 1 || o.countsRounds())
 }
 
-// streams: is standard input sent as it comes?
+// streams reports whether standard input is sent as it comes.
 func (o *options) streams() bool {
 	return o.block == nil && o.until != untilConnect && !o.gathers() && !o.serve
 }
 
-// check holds what every word allows against the others.
+// check finds flags and words that do not go together.
 func (o *options) check() error {
 	switch {
 	case o.n < 1:
@@ -2846,7 +2897,7 @@ func (o *options) check() error {
 	return nil
 }
 
-// checkServe: an echo server takes what comes.
+// checkServe finds flags that do not go with -serve.
 func (o *options) checkServe() error {
 	for _, rule := range []struct {
 		broken bool
@@ -2866,10 +2917,17 @@ func (o *options) checkServe() error {
 	return nil
 }
 
-// version is what the linker is told with -X main.version=...
+// version is set by the linker: -X main.version=...
 var version string
 
-// versionLine says what this binary is, from the information that the build left in it; nil: none.
+// printVersion writes the line of -version.
+func printVersion(w io.Writer) {
+	info, _ := debug.ReadBuildInfo()
+	io.WriteString(w, versionLine(info))
+}
+
+// versionLine says what this binary is, from the information that the build has left in it (nil if
+// there is none).
 func versionLine(info *debug.BuildInfo) string {
 	if info == nil {
 		info = &debug.BuildInfo{}
@@ -2892,21 +2950,21 @@ func versionLine(info *debug.BuildInfo) string {
 
 // ---- The report ----
 
-// byBadness are the exit statuses of connections. The worst that any of them has is the run's, so
-// that no failure hides behind a lesser one.
+// byBadness orders the exit statuses of connections. The run's status is the worst of all its
+// connections, so that no failure is hidden by a lesser one.
 var byBadness = []int{
 	exitOK, exitConnect, exitConnectTimeout, exitIOTimeout, exitExchange, exitLocal,
 }
 
-// worse: is status a worse one than other?
+// worse reports whether status is worse than other.
 func worse(status, other int) bool {
 	return slices.Index(byBadness, status) > slices.Index(byBadness, other)
 }
 
-// maxCauses is how many causes of failure a run tells.
+// maxCauses is the number of causes of failure that a run tells at most.
 const maxCauses = 10
 
-// causeCount is what some connections failed of.
+// causeCount is a cause of failure, and how many connections have failed because of it.
 type causeCount struct {
 	status int
 	op     string
@@ -2914,8 +2972,9 @@ type causeCount struct {
 	n      int
 }
 
-// tally is what the client's connections came to. Its size does not depend on their number. Each of
-// n is either counted (ok or failures), or draining, or unfinished so far.
+// tally counts what the client's connections came to. Its size does not depend on their number. At
+// any time each of the n connections is one of these: counted (in ok or failures), draining, or
+// unfinished.
 type tally struct {
 	n        int // connections in all
 	begun    int
@@ -2959,8 +3018,8 @@ func (t *tally) count(status int, f *failure, n int) {
 }
 
 // spread is a histogram of durations in constant memory. Each bucket is wider than the one before
-// by the same factor, and 16 of them double a duration. So a value read from it is within 2.2% of
-// the true one, and half a nanosecond.
+// by the same factor; 16 buckets double a duration. So a value that is read from it is wrong by
+// 2.2% and half a nanosecond at most.
 type spread struct {
 	n       int64
 	least   time.Duration
@@ -2982,18 +3041,18 @@ func (s *spread) add(d time.Duration) {
 	s.buckets[bucketOf(d)]++
 }
 
-// bucketOf is the bucket of d. It counts from 1 ns, since 0 has no logarithm.
+// bucketOf returns the number of the bucket of d. It uses d + 1 ns, since 0 has no logarithm.
 func bucketOf(d time.Duration) int {
 	doublings := math.Log2(1 + float64(d))
 	return int(math.Round(doublings * bucketsPerDoubling))
 }
 
-// bucketMiddle is the value that stands for all of a bucket.
+// bucketMiddle returns the value that stands for all values of a bucket.
 func bucketMiddle(i int) time.Duration {
 	return time.Duration(math.Round(math.Exp2(float64(i)/bucketsPerDoubling))) - 1
 }
 
-// at is the value that a share of all values does not exceed.
+// at returns the value that the given share of all values does not exceed.
 func (s *spread) at(share float64) time.Duration {
 	rank := int64(math.Ceil(share * float64(s.n)))
 	var seen int64
@@ -3016,8 +3075,8 @@ func seconds(d time.Duration) string {
 	return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + "s"
 }
 
-// key is a figure of a line: the one value, or the least, the median, the 99th percentile and the
-// most. Nothing where there is none.
+// key is a figure in a line. If one is set, it is the only value; otherwise it is the least, the
+// median, the 99th percentile and the most. Without values it is empty.
 func (s *spread) key(name string, one bool) string {
 	switch {
 	case s.n == 0:
@@ -3042,8 +3101,8 @@ func mbits(bytes int64, d time.Duration) string {
 	return " mbit_s=" + strconv.FormatFloat(rate, 'f', digits, 64)
 }
 
-// printLine writes a result line: for people and for scripts. It has the place, what the line is,
-// keys with values, the time, and the cause last.
+// printLine writes a result line, for people and for scripts: the place, what the line is about,
+// keys with values, the time, and the cause at the end.
 func (s *session) printLine(place, words string, cause string) {
 	at := s.world.wall().UTC().Format("2006-01-02T15:04:05.000Z")
 	line := "echomux: " + place + " " + words + " at=" + at
@@ -3053,7 +3112,7 @@ func (s *session) printLine(place, words string, cause string) {
 	io.WriteString(s.world.stderr, line+"\n")
 }
 
-// place is where the run was to go to, as it was asked for, in one word.
+// place returns HOST and PORT as they were asked for, in one word.
 func (s *session) place() string {
 	port := s.options.port
 	if s.options.recipe && len(s.server.listeners) > 0 {
@@ -3063,8 +3122,8 @@ func (s *session) place() string {
 	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
-// report prints the line that ends the run, those of the causes before it, and returns the exit
-// status.
+// report prints the line that ends the run, and before it the lines of the causes. It returns the
+// exit status.
 func (s *session) report() int {
 	if s.options.serve {
 		return s.reportServer()
@@ -3094,7 +3153,7 @@ func (s *session) report() int {
 	return status
 }
 
-// printOnly is the last line of a run of one connection.
+// printOnly prints the last line of a run of one connection.
 func (s *session) printOnly(word string) {
 	t := &s.tally
 	conn := s.client.only
@@ -3126,7 +3185,7 @@ func (s *session) printOnly(word string) {
 	s.printLine(s.place(), line, text)
 }
 
-// keys are what tells one connection from others.
+// keys are the keys that tell one connection from others.
 func (c *connection) keys() string {
 	line := ""
 	if c.client.options.n > 1 {
@@ -3140,7 +3199,8 @@ func (s *session) roundKeys() string {
 	return fmt.Sprintf(" rounds=%d", s.tally.rtt.n) + s.tally.rtt.key("rtt", false)
 }
 
-// printMany are the last lines of a run of several connections: what they failed of, then the sums.
+// printMany prints the last lines of a run of several connections: the causes of failures, then the
+// sums.
 func (s *session) printMany(word string) {
 	t := &s.tally
 	for _, c := range t.causes {
@@ -3157,7 +3217,7 @@ func (s *session) printMany(word string) {
 	s.printLine(s.place(), line, "")
 }
 
-// countRound counts a round. With -every each is a line too.
+// countRound counts a round. With -every it prints a line for the round.
 func (s *session) countRound(r round) {
 	s.tally.rtt.add(r.took)
 	if s.options.every > 0 && !s.options.quiet {
@@ -3166,7 +3226,7 @@ func (s *session) countRound(r round) {
 	}
 }
 
-// printProgress is a line of what was moved in the time since the one before.
+// printProgress prints a line about the bytes that were moved since the line before.
 func (s *session) printProgress(moved int64, since time.Duration) {
 	line := fmt.Sprintf("progress sent=%d returned=%d", s.tally.sent, s.tally.returned)
 	line += mbits(moved, since)
@@ -3177,8 +3237,8 @@ func (s *session) printProgress(moved int64, since time.Duration) {
 	s.printLine(s.place(), line, "")
 }
 
-// reportServer is the last line of -serve. A server that listens does so until somebody ends it,
-// and that is its success.
+// reportServer prints the last line of -serve. A server that listens does so until somebody ends
+// it, so that is a success.
 func (s *session) reportServer() int {
 	if s.failure != nil {
 		s.printLine(s.place(), "failed", s.failure.Error())
@@ -3208,7 +3268,8 @@ func (s *session) printListening(at netip.AddrPort) {
 	}
 }
 
-// printComplaint tells that a listener cannot accept. In the recipe the client waits for that.
+// printComplaint tells that a listener cannot accept. In the recipe that ends the run, because the
+// client waits for it.
 func (s *session) printComplaint(at netip.AddrPort, failures int, err error) {
 	f := called("accept", err)
 	if s.options.recipe {

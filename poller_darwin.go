@@ -171,7 +171,8 @@ func fault(call string, err error) error {
 	return os.NewSyscallError(call, err)
 }
 
-// openSocket: tcp(7), socket(7). The options cannot fail on a TCP socket, so nobody asks.
+// openSocket: see tcp(7), socket(7). The options cannot fail on a TCP socket, so the results are
+// not looked at.
 func (system) openSocket(to netip.AddrPort, from netip.Addr) (socket, error) {
 	fd, err := unix.Socket(domain(to.Addr()), unix.SOCK_STREAM|cloexec, unix.IPPROTO_TCP)
 	if err != nil {
@@ -189,7 +190,7 @@ func (system) openSocket(to netip.AddrPort, from netip.Addr) (socket, error) {
 	return socket(fd), nil
 }
 
-// bindSource gives fd a local address, and leaves the port to connect.
+// bindSource gives fd a local address. The port is left to connect.
 func bindSource(fd int, from netip.Addr) error {
 	deferPort(fd)
 	sa, err := sockaddr(netip.AddrPortFrom(from, 0))
@@ -199,15 +200,15 @@ func bindSource(fd int, from netip.Addr) error {
 	return fault("bind", syscall.Bind(fd, sa))
 }
 
-// setNonblock: F_SETFL, fcntl(2). A new socket has no other flag that would have to be kept.
+// setNonblock uses F_SETFL of fcntl(2). A new socket has no other flag that would have to be kept.
 func (system) setNonblock(s socket) error {
 	_, err := unix.FcntlInt(uintptr(s), unix.F_SETFL, unix.O_NONBLOCK)
 	return fault("fcntl", err)
 }
 
-// connect: connect(2). EINPROGRESS is the rule, and a signal does not stop what has begun. EAGAIN
-// is not "not now" here: no local port is free. ECONNABORTED comes before there is a connection,
-// and so is no reset.
+// connect calls connect(2). EINPROGRESS is the rule, and after a signal (EINTR) connecting goes on.
+// EAGAIN does not mean "not now" here: no local port is free. ECONNABORTED comes before there is a
+// connection, so it is not a reset.
 func (system) connect(s socket, to netip.AddrPort) error {
 	sa, err := sockaddr(to)
 	if err != nil {
@@ -229,8 +230,8 @@ func (system) connect(s socket, to netip.AddrPort) error {
 	return fault("connect", err)
 }
 
-// noPort says what EADDRNOTAVAIL of connect means. With IPv4 all local ports are taken; with IPv6
-// it can also be that this machine has no address from which to can be reached.
+// noPort tells what EADDRNOTAVAIL of connect means. With IPv4 it means that all local ports are
+// taken. With IPv6 it can also mean that this machine has no address from which to can be reached.
 func noPort(to netip.Addr) error {
 	if to.Is4() {
 		return errNoPort
@@ -257,7 +258,7 @@ func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 	return local, peer, fault("connect", unix.Errno(errno))
 }
 
-// endNames are both ends of a connection, as connectResult has to say them.
+// endNames returns both ends of a connection, in the form that connectResult returns.
 func endNames(fd int) (local, peer netip.AddrPort, err error) {
 	to, err := syscall.Getpeername(fd)
 	switch err {
@@ -293,8 +294,9 @@ func (system) write(s socket, p []byte) (int, error) {
 	return n, nil
 }
 
-// pendingError: on Linux SO_ERROR also tells what an ICMP message said of a connection that goes on
-// trying. An acknowledgement that comes later takes that back (tcp_ack in net/ipv4/tcp_input.c).
+// pendingError reads SO_ERROR. On Linux SO_ERROR also has what an ICMP message has said about a
+// connection that goes on trying. A later acknowledgement takes that back (tcp_ack in
+// net/ipv4/tcp_input.c).
 func (system) pendingError(s socket) error {
 	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
@@ -310,7 +312,8 @@ func (system) path(s socket) (unacknowledged, retransmits int) {
 	return unacknowledgedBytes(int(s)), retransmittedSegments(int(s))
 }
 
-// closeWrite: shutdown(2). ENOTCONN says that the peer's reset was faster, and the next read tells.
+// closeWrite calls shutdown(2). ENOTCONN means that the peer has reset the connection before, and
+// the next read will tell.
 func (system) closeWrite(s socket) error {
 	err := unix.Shutdown(int(s), unix.SHUT_WR)
 	if err == unix.ENOTCONN {
@@ -382,8 +385,9 @@ func domain(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// sockaddr is a in the kernel's form. Calls with addresses are package syscall's: each time that a
-// kernel tells an address, x/sys asks it for SO_PROTOCOL too, on which nothing here rests.
+// sockaddr returns a in the kernel's form. All calls with addresses are those of package syscall:
+// x/sys would ask the kernel for SO_PROTOCOL with each address that it returns, and nobody needs
+// that here.
 func sockaddr(a netip.AddrPort) (syscall.Sockaddr, error) {
 	if a.Addr().Is4() {
 		return &syscall.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
@@ -395,7 +399,7 @@ func sockaddr(a netip.AddrPort) (syscall.Sockaddr, error) {
 	return &syscall.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: index}, nil
 }
 
-// addrPort is sa in the form of package netip.
+// addrPort returns sa in the form of package netip.
 func addrPort(sa syscall.Sockaddr) netip.AddrPort {
 	switch sa := sa.(type) {
 	case *syscall.SockaddrInet4:
@@ -506,8 +510,8 @@ func isTerminal(file *os.File) bool {
 	return terminal
 }
 
-// onDescriptor calls f with file's descriptor; not at all if file is closed. It leaves file as it
-// is: file.Fd would put a pipe back into blocking mode, for all that share it.
+// onDescriptor calls f with file's descriptor; if file is closed, it does not. file.Fd would put a
+// pipe back into blocking mode, for all processes that share it.
 func onDescriptor(file *os.File, f func(fd uintptr)) {
 	raw, err := file.SyscallConn()
 	if err == nil {

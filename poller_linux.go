@@ -48,8 +48,9 @@ func newPoller() (poller, error) {
 	return p, nil
 }
 
-// change: epoll_ctl(2). The 64 bits that the kernel hands back with an event, whose halves x/sys
-// calls Fd and Pad, hold the descriptor and the readiness asked for.
+// change calls epoll_ctl(2). With each event the kernel returns 64 bits that were given to it. Here
+// they hold the descriptor and the readiness that was asked for. (x/sys calls the two halves Fd and
+// Pad.)
 func (p *epoll) change(s socket, was, want readiness) error {
 	op := unix.EPOLL_CTL_MOD
 	switch {
@@ -68,11 +69,12 @@ func (p *epoll) change(s socket, was, want readiness) error {
 	return fault("epoll_ctl", unix.EpollCtl(p.epfd, op, int(s), &ev))
 }
 
-// forget: close(2) takes s out, as no other descriptor stands for the same socket (epoll(7), Q6).
+// forget does nothing: close(2) takes s out of epoll, because no other descriptor stands for the
+// same socket (epoll(7), Q6).
 func (p *epoll) forget(socket) {}
 
-// wait: epoll_wait(2). EINTR, with n = -1, is a spurious return: the Go runtime signals its own
-// threads.
+// wait calls epoll_wait(2). EINTR, with n = -1, counts as a spurious return, because the Go runtime
+// signals its own threads.
 func (p *epoll) wait(events []event, ms int) (int, error) {
 	room := min(len(events), len(p.events))
 	n, err := unix.EpollWait(p.epfd, p.events[:room], ms)
@@ -92,8 +94,8 @@ func (p *epoll) wait(events []event, ms int) (int, error) {
 	return found, nil
 }
 
-// folded is the readiness of an event. EPOLLERR and EPOLLHUP come unasked; they say that whatever
-// was asked for will not block.
+// folded returns the readiness of an event. EPOLLERR and EPOLLHUP are reported even if nobody asks.
+// They mean that the call that was waited for will not block.
 func folded(ev *unix.EpollEvent) readiness {
 	if ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
 		return readiness(ev.Pad)
@@ -108,14 +110,14 @@ func folded(ev *unix.EpollEvent) readiness {
 	return ready
 }
 
-// wake adds 1 to the eventfd's counter. It fails only where the counter is full, and then a
-// wake-up is pending.
+// wake adds 1 to the counter of the eventfd. The write fails only if the counter is full, and then
+// a wake-up is pending anyway.
 func (p *epoll) wake() {
 	one := [8]byte{1} // of a big-endian machine it is 1<<56, which serves as well
 	unix.Write(p.wakefd, one[:])
 }
 
-// consumeWake sets the eventfd's counter to 0. EAGAIN says that it was.
+// consumeWake sets the counter of the eventfd to 0. If it is 0 already, the read fails with EAGAIN.
 func (p *epoll) consumeWake() {
 	var count [8]byte
 	unix.Read(p.wakefd, count[:])
@@ -131,9 +133,9 @@ func (p *epoll) close() error {
 // system is the sockets of this kernel.
 type system struct{}
 
-// fault turns an error number into the error of the contract that it means, or names the call that
-// it came from. ECONNABORTED is what accept says of a connection that was reset before. EPROTOTYPE
-// comes on Darwin alone.
+// fault turns an error number into the error of the contract that it means. Any other error gets
+// the name of the call that it came from. accept says ECONNABORTED about a connection that was
+// reset in the backlog. EPROTOTYPE comes on Darwin alone.
 func fault(call string, err error) error {
 	switch err {
 	case nil:
@@ -160,7 +162,8 @@ func fault(call string, err error) error {
 	return os.NewSyscallError(call, err)
 }
 
-// openSocket: tcp(7), socket(7). The options cannot fail on a TCP socket, so nobody asks.
+// openSocket: see tcp(7), socket(7). The options cannot fail on a TCP socket, so the results are
+// not looked at.
 func (system) openSocket(to netip.AddrPort, from netip.Addr) (socket, error) {
 	fd, err := unix.Socket(domain(to.Addr()), unix.SOCK_STREAM|cloexec, unix.IPPROTO_TCP)
 	if err != nil {
@@ -178,7 +181,7 @@ func (system) openSocket(to netip.AddrPort, from netip.Addr) (socket, error) {
 	return socket(fd), nil
 }
 
-// bindSource gives fd a local address, and leaves the port to connect.
+// bindSource gives fd a local address. The port is left to connect.
 func bindSource(fd int, from netip.Addr) error {
 	deferPort(fd)
 	sa, err := sockaddr(netip.AddrPortFrom(from, 0))
@@ -188,15 +191,15 @@ func bindSource(fd int, from netip.Addr) error {
 	return fault("bind", syscall.Bind(fd, sa))
 }
 
-// setNonblock: F_SETFL, fcntl(2). A new socket has no other flag that would have to be kept.
+// setNonblock uses F_SETFL of fcntl(2). A new socket has no other flag that would have to be kept.
 func (system) setNonblock(s socket) error {
 	_, err := unix.FcntlInt(uintptr(s), unix.F_SETFL, unix.O_NONBLOCK)
 	return fault("fcntl", err)
 }
 
-// connect: connect(2). EINPROGRESS is the rule, and a signal does not stop what has begun. EAGAIN
-// is not "not now" here: no local port is free. ECONNABORTED comes before there is a connection,
-// and so is no reset.
+// connect calls connect(2). EINPROGRESS is the rule, and after a signal (EINTR) connecting goes on.
+// EAGAIN does not mean "not now" here: no local port is free. ECONNABORTED comes before there is a
+// connection, so it is not a reset.
 func (system) connect(s socket, to netip.AddrPort) error {
 	sa, err := sockaddr(to)
 	if err != nil {
@@ -218,8 +221,8 @@ func (system) connect(s socket, to netip.AddrPort) error {
 	return fault("connect", err)
 }
 
-// noPort says what EADDRNOTAVAIL of connect means. With IPv4 all local ports are taken; with IPv6
-// it can also be that this machine has no address from which to can be reached.
+// noPort tells what EADDRNOTAVAIL of connect means. With IPv4 it means that all local ports are
+// taken. With IPv6 it can also mean that this machine has no address from which to can be reached.
 func noPort(to netip.Addr) error {
 	if to.Is4() {
 		return errNoPort
@@ -227,9 +230,9 @@ func noPort(to netip.Addr) error {
 	return errNoAddress
 }
 
-// connectResult: SO_ERROR is cleared by being read, so its value has to be acted on. 0 means that
-// connect has not failed; whether it is done, only the peer's name tells. ENOTCONN says that it is
-// pending. So does EINVAL, on Darwin alone (endNames).
+// connectResult reads SO_ERROR, which is cleared by that, so its value has to be acted on. 0 means
+// that connect has not failed. Whether connecting is done, only the peer's name tells: ENOTCONN
+// means that it is still pending. (So does EINVAL, which comes on Darwin alone.)
 func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
@@ -244,7 +247,7 @@ func (system) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 	return local, peer, fault("connect", unix.Errno(errno))
 }
 
-// endNames are both ends of a connection, as connectResult has to say them.
+// endNames returns both ends of a connection, in the form that connectResult returns.
 func endNames(fd int) (local, peer netip.AddrPort, err error) {
 	to, err := syscall.Getpeername(fd)
 	switch err {
@@ -280,8 +283,9 @@ func (system) write(s socket, p []byte) (int, error) {
 	return n, nil
 }
 
-// pendingError: on Linux SO_ERROR also tells what an ICMP message said of a connection that goes on
-// trying. An acknowledgement that comes later takes that back (tcp_ack in net/ipv4/tcp_input.c).
+// pendingError reads SO_ERROR. On Linux SO_ERROR also has what an ICMP message has said about a
+// connection that goes on trying. A later acknowledgement takes that back (tcp_ack in
+// net/ipv4/tcp_input.c).
 func (system) pendingError(s socket) error {
 	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
@@ -297,7 +301,8 @@ func (system) path(s socket) (unacknowledged, retransmits int) {
 	return unacknowledgedBytes(int(s)), retransmittedSegments(int(s))
 }
 
-// closeWrite: shutdown(2). ENOTCONN says that the peer's reset was faster, and the next read tells.
+// closeWrite calls shutdown(2). ENOTCONN means that the peer has reset the connection before, and
+// the next read will tell.
 func (system) closeWrite(s socket) error {
 	err := unix.Shutdown(int(s), unix.SHUT_WR)
 	if err == unix.ENOTCONN {
@@ -321,11 +326,12 @@ func (k system) listen(at netip.AddrPort) (socket, netip.AddrPort, error) {
 	return s, bound, nil
 }
 
-// bindAndListen: SO_REUSEADDR lets a server start again while connections of the one before are in
-// TIME_WAIT. IPV6_V6ONLY leaves IPv4 to its own listener. Accepted sockets inherit the options set
-// here and in openSocket (UNIX Network Programming, section 7.4): SO_KEEPALIVE finds out that a
-// client has vanished, or it would hold a descriptor for ever. The backlog is what a kernel's 16
-// bits hold, and the kernel cuts it down to its own limit.
+// bindAndListen sets the options of a listener. SO_REUSEADDR lets a server start again while
+// connections of the server before are in TIME_WAIT. IPV6_V6ONLY leaves IPv4 to a listener of its
+// own. Accepted sockets inherit the options that are set here and in openSocket (UNIX Network
+// Programming, section 7.4). SO_KEEPALIVE finds out that a client has vanished; without it the
+// client would hold a descriptor for ever. The backlog is the largest number that fits in a
+// kernel's 16 bits, and the kernel reduces it to its own limit.
 func bindAndListen(fd int, at netip.AddrPort) (bound netip.AddrPort, err error) {
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
@@ -367,8 +373,9 @@ func domain(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// sockaddr is a in the kernel's form. Calls with addresses are package syscall's: each time that a
-// kernel tells an address, x/sys asks it for SO_PROTOCOL too, on which nothing here rests.
+// sockaddr returns a in the kernel's form. All calls with addresses are those of package syscall:
+// x/sys would ask the kernel for SO_PROTOCOL with each address that it returns, and nobody needs
+// that here.
 func sockaddr(a netip.AddrPort) (syscall.Sockaddr, error) {
 	if a.Addr().Is4() {
 		return &syscall.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil
@@ -380,7 +387,7 @@ func sockaddr(a netip.AddrPort) (syscall.Sockaddr, error) {
 	return &syscall.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: index}, nil
 }
 
-// addrPort is sa in the form of package netip.
+// addrPort returns sa in the form of package netip.
 func addrPort(sa syscall.Sockaddr) netip.AddrPort {
 	switch sa := sa.(type) {
 	case *syscall.SockaddrInet4:
@@ -399,8 +406,9 @@ func addrPort(sa syscall.Sockaddr) netip.AddrPort {
 
 const cloexec = unix.SOCK_CLOEXEC
 
-// readNow and writeNow are read(2) and write(2) on a socket in non-blocking mode. unix.Read would
-// tell the Go runtime that this thread may sleep, and these do not.
+// readNow and writeNow call read(2) and write(2) on a socket in non-blocking mode. unix.Read would
+// tell the Go runtime that the thread may sleep in the call. These calls never sleep, so they can
+// do without that.
 func readNow(fd int, p []byte) (int, error) { return callNow(unix.SYS_READ, fd, p) }
 
 func writeNow(fd int, p []byte) (int, error) { return callNow(unix.SYS_WRITE, fd, p) }
@@ -414,26 +422,28 @@ func callNow(number uintptr, fd int, p []byte) (int, error) {
 	return int(n), nil
 }
 
-// acceptNonblock is accept4(2): an accepted socket does not inherit O_NONBLOCK here.
+// acceptNonblock calls accept4(2), because an accepted socket does not inherit O_NONBLOCK on Linux.
 func acceptNonblock(fd int) (int, syscall.Sockaddr, error) {
 	return syscall.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 }
 
-// deferPort: IP_BIND_ADDRESS_NO_PORT, ip(7). bind would reserve a port for every destination at
-// once; connect needs one that is free for this destination. It is for both families.
+// deferPort sets IP_BIND_ADDRESS_NO_PORT, ip(7), which serves both families. Without it bind would
+// reserve a port for all destinations at once; connect needs only a port that is free for its
+// destination.
 func deferPort(fd int) {
 	unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
-// selfConnect: Darwin says with EINVAL that a socket may not connect to itself. Here it may, and
-// then both its names are the same.
+// selfConnect: Darwin says with EINVAL that a socket may not connect to itself. On Linux it may,
+// and then both its names are the same.
 func selfConnect(to netip.Addr, err error) error {
 	return os.NewSyscallError("connect", err)
 }
 
-// unacknowledgedBytes: SIOCOUTQ, tcp(7), which x/sys has under its number's other name. It is a
-// difference of two sequence numbers, and the FIN takes one. The kernel writes 32 bits; in Go's int
-// of 64, which x/sys's IoctlGetInt has, they are the upper half on a big-endian machine.
+// unacknowledgedBytes uses SIOCOUTQ, tcp(7), which x/sys has under the other name of its number.
+// The result is a difference of two sequence numbers, and the FIN takes one. The kernel writes 32
+// bits. x/sys's IoctlGetInt would have it write them into an int of 64 bits, where they are the
+// upper half on a big-endian machine.
 func unacknowledgedBytes(fd int) int {
 	n, err := unix.IoctlGetUint32(fd, unix.TIOCOUTQ)
 	if err != nil {
@@ -442,7 +452,7 @@ func unacknowledgedBytes(fd int) int {
 	return int(n)
 }
 
-// retransmittedSegments: TCP_INFO, tcp(7).
+// retransmittedSegments uses TCP_INFO, tcp(7).
 func retransmittedSegments(fd int) int {
 	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil {
@@ -451,18 +461,18 @@ func retransmittedSegments(fd int) int {
 	return int(info.Total_retrans)
 }
 
-// newClock is CLOCK_MONOTONIC, which Go reads without a system call.
+// newClock reads CLOCK_MONOTONIC, for which Go makes no system call.
 func newClock() func() time.Duration {
 	start := time.Now()
 	return func() time.Duration { return time.Since(start) }
 }
 
-// newResolver is Go's own resolver, however echomux was built. It asks the name servers of
-// resolv.conf(5) one after the other, each for five seconds, and then all of them again. That is
-// more than a run has by default. So here the first try of a question at a server ends after a
-// second, and the second try has all its time: a dead first server costs a second, and one that
-// needs 1.5 s has answered after 2.5 s. A try is a dial, a deadline, a question and an answer
-// (package net, dnsclient_unix.go).
+// newResolver returns Go's own resolver, however echomux was built. That resolver asks the name
+// servers of resolv.conf(5) one after the other, waits five seconds for each, and then asks all of
+// them again. This is more time than a run has by default. So here the first try of a question at a
+// server ends after a second, and the second try has its five. A dead first server costs a second
+// then, and a server that needs 1.5 s has answered after 2.5 s. For each try the resolver dials,
+// sets a deadline, writes the question and reads the answer (package net, dnsclient_unix.go).
 func newResolver() *net.Resolver {
 	tries := &firstTries{asked: make(map[string]bool)}
 	return &net.Resolver{PreferGo: true, Dial: tries.dial}
@@ -470,13 +480,14 @@ func newResolver() *net.Resolver {
 
 const firstTryTime = time.Second
 
-// firstTries knows which questions a name server was asked before.
+// firstTries knows which questions were already asked at which name server.
 type firstTries struct {
 	mu    sync.Mutex      // the resolver asks for A and AAAA side by side
 	asked map[string]bool // by server and question
 }
 
-// dial connects the resolver to a server. Over TCP the resolver's own limits are right.
+// dial connects the resolver to a name server. TCP is left as it is: there the resolver's own
+// limits are right.
 func (f *firstTries) dial(ctx context.Context, network, server string) (net.Conn, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, network, server)
@@ -487,7 +498,7 @@ func (f *firstTries) dial(ctx context.Context, network, server string) (net.Conn
 	return &questionConn{UDPConn: udp, server: server, tries: f}, nil
 }
 
-// asks notes that a server is asked a question, and says whether it was not before.
+// asks notes that a server is asked a question, and reports whether it was not asked that before.
 func (f *firstTries) asks(server, question string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -497,18 +508,18 @@ func (f *firstTries) asks(server, question string) bool {
 	return !before
 }
 
-// questionConn is UDP to a name server, for one question. It stays a net.PacketConn, by which the
-// resolver tells UDP from TCP.
+// questionConn is a UDP connection to a name server, for one question. It has to stay a
+// net.PacketConn, because the resolver tells UDP from TCP by that.
 type questionConn struct {
 	*net.UDPConn
 	server string
 	tries  *firstTries
 }
 
-// Write sends the question. The resolver has set the deadline of this try just before; at the first
-// try one of ours takes its place. That may be later than the resolver's; the loop has a deadline
-// of its own for the whole look-up. A question begins with two bytes that are drawn anew for each
-// try, and the others tell whether it was asked before (RFC 1035 section 4.1).
+// Write sends the question. The resolver has set the deadline of this try just before. In the first
+// try a deadline of ours takes its place. (It may be later than the resolver's; the loop has a
+// deadline for the whole look-up.) The first two bytes of a question are drawn anew for each try;
+// by the other bytes the question is recognised (RFC 1035 section 4.1).
 func (c *questionConn) Write(query []byte) (int, error) {
 	if c.tries.asks(c.server, string(query[2:])) {
 		c.SetDeadline(time.Now().Add(firstTryTime)) // can only fail on a closed connection
@@ -516,8 +527,8 @@ func (c *questionConn) Write(query []byte) (int, error) {
 	return c.UDPConn.Write(query)
 }
 
-// kindOfInput: only a regular file with a size can be read without waiting for anybody; files of
-// /proc have none, and some of them block.
+// kindOfInput: only a regular file with a size can be read without waiting for anybody. The files
+// of /proc have no size, and reading some of them blocks.
 func kindOfInput(file *os.File) inputKind {
 	info, err := file.Stat()
 	switch {
@@ -531,7 +542,7 @@ func kindOfInput(file *os.File) inputKind {
 	return otherInput
 }
 
-// isTerminal asks what isatty(3) does.
+// isTerminal asks what isatty(3) asks.
 func isTerminal(file *os.File) bool {
 	terminal := false
 	onDescriptor(file, func(fd uintptr) {
@@ -541,8 +552,8 @@ func isTerminal(file *os.File) bool {
 	return terminal
 }
 
-// onDescriptor calls f with file's descriptor; not at all if file is closed. It leaves file as it
-// is: file.Fd would put a pipe back into blocking mode, for all that share it.
+// onDescriptor calls f with file's descriptor; if file is closed, it does not. file.Fd would put a
+// pipe back into blocking mode, for all processes that share it.
 func onDescriptor(file *os.File, f func(fd uintptr)) {
 	raw, err := file.SyscallConn()
 	if err == nil {
@@ -550,8 +561,8 @@ func onDescriptor(file *os.File, f func(fd uintptr)) {
 	}
 }
 
-// widenPipe: F_SETPIPE_SZ, fcntl(2). A pipe holds 64 KiB else, and still does where the calls fail:
-// on what is no pipe, or if this user's pipes hold too much already (pipe(7)).
+// widenPipe uses F_SETPIPE_SZ, fcntl(2). A pipe holds 64 KiB by default. It stays so if the calls
+// fail: if file is not a pipe, or if this user's pipes hold too much already (pipe(7)).
 func widenPipe(pipe *os.File, size int) {
 	onDescriptor(pipe, func(fd uintptr) {
 		before, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
@@ -561,7 +572,7 @@ func widenPipe(pipe *os.File, size int) {
 	})
 }
 
-// terminalEOFDelay: an EOF of a terminal is what somebody has typed.
+// terminalEOFDelay is 0, because an EOF of a terminal is what somebody has typed.
 const terminalEOFDelay = 0
 
 func readerGone(err error) bool { return errors.Is(err, unix.EPIPE) }
