@@ -34,8 +34,8 @@
 // A FIN says that its sender will send no more bytes; the other direction goes on. To send one is
 // to half-close. Whoever reads it, behind the last byte, reads 0 bytes: EOF.
 //
-// A reset (RST) ends both directions at once, and bytes on their way are lost. A call fails with
-// it, as soon as what came before it was read.
+// A reset (RST) ends both directions at once, and bytes on their way are lost. A write fails with
+// it, and so does a read, after what came before the reset.
 //
 // A hang-up is how a poller reports that both directions have ended, or an error. It comes whether
 // one asks or not. Here it is folded into the readiness that was asked for, and the next call on
@@ -193,9 +193,9 @@ const batchSize = 256 // events of one wait, at most
 // the step.
 type machine interface {
 	// step is called when something has happened that concerns the machine. ready is what its
-	// socket is said to be ready for. If the deadline has passed, ready is all that the socket is
-	// watched for, so that the machine tries its socket. In the first step, and if only mail has
-	// come, ready is nothing.
+	// socket is said to be ready for. A passed deadline looks like readiness for all that the
+	// socket is watched for: the machine tries its socket, and only then compares its deadline with
+	// loop.now. In the first step, and if only mail has come, ready is nothing.
 	step(ready readiness)
 
 	interest() readiness     // what the socket is watched for; a pure function of the state
@@ -237,9 +237,7 @@ type loop struct {
 	clock   func() time.Duration // monotonic
 
 	// now is the time at which this turn began: the clock, as it was when wait had returned.
-	// Whether a machine's deadline has passed is judged by now. An example: a turn began at 10.0,
-	// one step of it lasts until 10.2, and another machine's deadline was 10.1. This deadline
-	// passes only in the next turn, and there the machine tries its socket first. To measure a
+	// Whether a machine's deadline has passed is judged by now (see touchOverdue). To measure a
 	// time, or to set a deadline, one asks clock().
 	now time.Duration
 
@@ -252,11 +250,8 @@ type loop struct {
 	err      error                    // of the poller, which ended the loop
 	onWatch  func(machine, readiness) // is told of each new interest; nil: nobody is
 
-	// turning is there for signals alone (endBy): while the loop is stuck, another goroutine can
-	// print the report and end the process. The loop holds turning during a turn, and lets go of it
-	// around calls that can be stuck: the poller, a write to standard output, a read of a regular
-	// file. It does not let go of it around a write to standard error, where the report would be
-	// stuck too.
+	// turning is there for signals alone (see endBy). The loop holds it during a turn, except in
+	// unlocked.
 	turning sync.Mutex
 
 	mailbox sync.Mutex // guards the two below
@@ -319,8 +314,9 @@ func (l *loop) waitMs() int {
 	return int((left + time.Millisecond - 1) / time.Millisecond)
 }
 
-// unlocked calls f, which can be stuck, while turning is free. A report may be printed during the
-// call, so the caller has to count before the call whatever it has done.
+// unlocked calls f while turning is free. f can be stuck: it is a call of the poller, a write to
+// standard output or a read of a regular file. A report may be printed meanwhile, so the caller has
+// to count before the call whatever it has done.
 func (l *loop) unlocked(f func()) {
 	l.turning.Unlock()
 	defer l.turning.Lock()
@@ -354,6 +350,11 @@ func (l *loop) callMail() {
 //
 // No deadline lies before earliest, so the seats are looked at only when earliest has passed. Then
 // the next earliest is computed.
+//
+// Because of that try a deadline is compared with now, and never with clock(). Say a turn has begun
+// at 10.0, one step of it lasts until 10.2, and the deadline of another machine, which steps after
+// that one, is 10.1. Nobody has told this machine to try its socket. So its deadline passes in the
+// next turn.
 func (l *loop) touchOverdue() {
 	if l.now < l.earliest {
 		return
@@ -425,9 +426,9 @@ func (s *seat) touch(ready readiness) {
 }
 
 // step lets the machine take its step, and then arms the seat for what the machine waits for. If
-// the machine has handed the seat over, the next machine also takes a step in this turn, and the
-// seat is armed after that step. The next machine begins without readiness; what the socket is
-// still ready for will be reported again.
+// the machine hands the seat over, the order is: dial steps, exchange steps (in the same turn,
+// without readiness), the seat is armed for exchange. What the socket is still ready for will be
+// reported again.
 func (s *seat) step() {
 	m := s.machine
 	ready := s.ready
@@ -653,8 +654,8 @@ func (l *listener) deadline() time.Duration {
 }
 
 // step accepts the connections that wait in the backlog. During a pause nothing is watched, so a
-// step without readiness means that the pause is over. Then the poller will tell again whether
-// connections are waiting.
+// step without readiness (if it is not the first) means that the pause is over. Then the poller
+// will tell again whether connections are waiting.
 func (l *listener) step(ready readiness) {
 	l.paused = false
 	if ready == 0 {
@@ -947,8 +948,8 @@ func (in *input) readBeside(gap []byte) {
 }
 
 // gap returns the room for the next read. Room in the ring becomes free in blocks of 256 KiB;
-// otherwise a full ring would be filled by many reads of a few bytes. So when 1 MiB is in the ring,
-// there is no gap until 256 KiB are settled.
+// otherwise a full ring would be filled by many reads of a few bytes. For example, when 300 KiB are
+// settled, one block of them is free, and bytes can be taken in up to offset 1280 KiB.
 func (in *input) gap(settled int64) []byte {
 	roomEnd := settled - settled%inputRead + int64(len(in.ring))
 	return in.ring.piece(in.taken, min(roomEnd, in.taken+inputRead))
@@ -1031,9 +1032,9 @@ func (m *mismatch) Error() string {
 // his silence, and what the verdict is.
 
 // idleClock measures the silence of somebody who owes something. It starts when the debt begins,
-// and starts again with every sign of life, when the sign is seen. Signs of life of the peer are
-// bytes that were read and, in eof, acknowledgements. A sign of life of standard input is bytes.
-// That our own kernel takes bytes is no sign of life of anybody.
+// and starts again with every sign of life. Signs of life of the peer are bytes that were read and,
+// in eof, acknowledgements; that our own kernel takes bytes says nothing about the peer. Standard
+// input shows life with the bytes that it brings.
 type idleClock struct {
 	limit time.Duration // the longest silence; 0: any
 	owes  bool
@@ -1074,7 +1075,7 @@ type facts struct {
 	input        inputState // of the source
 	allSettled   bool       // each byte that was taken in
 	allBack      bool       // each byte that was sent (echo)
-	acknowledged bool       // all that is out, by the peer's kernel; our FIN too, if it is (eof)
+	acknowledged bool       // each byte that is out, by the peer's kernel, and our FIN (eof)
 	bufferFull   bool       // our kernel has refused bytes, for want of room
 	out          half       // from us to the peer
 	in           half       // from the peer to us
@@ -1160,7 +1161,7 @@ func judgeEOF(f facts) outcome {
 		return peerEnded
 	case f.out == isBroken && f.in == hasEnded: // a write has failed, and there is no more to read
 		return peerEnded
-	case f.out == isBroken && f.silent: // a write has failed, and reading it all takes too long
+	case f.out == isBroken && f.silent: // a write has failed, and nothing comes that tells why
 		return peerEnded
 	case f.out == hasEnded && f.in == hasEnded && f.acknowledged:
 		return wholeJob
@@ -1493,8 +1494,9 @@ func (d *dial) succeed(reset error) {
 
 // ---- The client: sending and receiving ----
 
-// exchange is the machine that sends, receives and compares. It has two halves, out and in. Its
-// methods only note facts; at the end of each step one verdict is made of them.
+// exchange is the machine that sends, receives and compares. It has two halves, out and in.
+// Whatever happens to them is noted, and at the end of each step one verdict is made of what is
+// known.
 type exchange struct {
 	conn     *connection
 	client   *client
@@ -1557,7 +1559,7 @@ func newExchange(conn *connection) *exchange {
 
 // interest: the exchange writes without waiting for writability. It waits for that only after the
 // kernel has refused bytes. If it always did, the poller would report nearly always that there is
-// room.
+// room, and the loop would not sleep.
 func (x *exchange) interest() readiness {
 	var want readiness
 	if x.in == isOpen {
@@ -1668,8 +1670,8 @@ func (x *exchange) handOn(p []byte) {
 }
 
 // send takes in bytes from the source and writes them, until there are no more or the kernel
-// refuses them. After each write it looks at the source again, because the write may have made room
-// in the ring.
+// refuses them. After each write it looks at the source again: one read may not have brought
+// everything that is there, and in eof a write makes room in the ring.
 func (x *exchange) send() {
 	x.yields = false
 	for written := 0; written < sendShare; {
@@ -1715,7 +1717,7 @@ func (x *exchange) write() int {
 	x.client.tally.sent += int64(n)
 	if n > 0 {
 		x.movedAt = x.loop.clock()
-		x.inputIdle.restart(x.movedAt) // these bytes came from it
+		x.inputIdle.restart(x.movedAt) // it has brought these bytes
 		x.conn.log.data("sent", p[:n])
 	}
 	return n
@@ -1775,8 +1777,8 @@ func (x *exchange) bothEnded() bool { return x.out == hasEnded && x.in == hasEnd
 // It is the number of bytes that are out, less the bytes that our kernel still keeps because it may
 // have to send them again. Where the kernel does not tell (-1), everything counts as acknowledged.
 // During an upload the peer may send nothing back, and then acknowledgements are its only sign of
-// life. No event tells of them, so each step asks for them. The last step that does is the one that
-// the idle clock's deadline brings.
+// life. No event tells of them, so each step asks for them. If there is no other step, the idle
+// clock's deadline brings one, so that they are asked for before a silence is declared too long.
 func (x *exchange) countAcks() {
 	if x.out == isBroken {
 		return
@@ -1849,7 +1851,8 @@ func (x *exchange) facts() facts {
 	}
 }
 
-// conclude asks for the verdict and acts on it.
+// conclude asks for the verdict and acts on it. The facts are collected anew, since runClocks may
+// have changed them.
 func (x *exchange) conclude() {
 	var verdict outcome
 	if x.echo {
@@ -2554,10 +2557,12 @@ func (s *session) catchSignals() {
 	}()
 }
 
-// endBy ends the process because of a signal. It prints the report in the loop's place, as soon as
-// no turn is under way. (The loop may be stuck in a write to standard output, or in a file system
-// that hangs.) If the loop is stuck in a write to standard error, a timer ends the process. If the
-// Go runtime's poller, which a timer may need, has no room, there is no timer.
+// endBy ends the process because of a signal. It runs in a goroutine of its own, and prints the
+// report in the loop's place, as soon as the loop does not hold turning: between two turns, or
+// while it is stuck in a write to standard output, or in a file system that hangs. During a write
+// to standard error the loop holds turning, and the report would be stuck too; then a timer ends
+// the process. The timer may need the Go runtime's poller, which a short run has not started yet.
+// If there is no room for that poller, there is no timer.
 func (s *session) endBy(status int) {
 	statusThen := status
 	if s.options.serve {

@@ -197,9 +197,9 @@ func (system) setNonblock(s socket) error {
 	return fault("fcntl", err)
 }
 
-// connect calls connect(2). EINPROGRESS is the rule, and after a signal (EINTR) connecting goes on.
-// EAGAIN does not mean "not now" here: no local port is free. ECONNABORTED comes before there is a
-// connection, so it is not a reset.
+// connect calls connect(2). EINPROGRESS is the rule. EALREADY and EINTR (a signal) also mean that
+// connecting goes on. EAGAIN does not mean "not now" here: no local port is free. ECONNABORTED
+// comes before there is a connection, so it is not a reset.
 func (system) connect(s socket, to netip.AddrPort) error {
 	sa, err := sockaddr(to)
 	if err != nil {
