@@ -38,6 +38,7 @@ type stage struct {
 	calls     []string         // with their sizes
 	interrupt func(status int) // as a signal would
 	joined    bool             // whoever connects meets the listener
+	looks     int              // at the path of some socket
 }
 
 type plan struct {
@@ -290,6 +291,7 @@ func (k *stage) pendingError(s socket) error {
 }
 
 func (k *stage) path(s socket) (unacknowledged, retransmits int) {
+	k.looks++
 	return k.socks[s].unacked, k.socks[s].resent
 }
 
@@ -690,6 +692,16 @@ func play(kind inputKind, pieces []string, script func(c *actor)) func(*stage, *
 }
 
 var echoActs = []act{
+	{"a spurious event while draining, and a byte too many", "192.0.2.1 7 hello", at(func(c *actor) {
+		c.accepts(0).echoes(0)
+		c.ends = func() {
+			c.stage.in(100*stageCall, func() { c.reset = errWouldBlock })
+			c.stage.in(200*stageCall, func() {
+				c.reset = nil
+				c.in = []byte("x")
+			})
+		}
+	})},
 	{"a write fails, and then a read", "-v 192.0.2.1 7 hello", at(func(c *actor) {
 		c.accepts(0)
 		c.jammed = errReset

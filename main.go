@@ -3138,7 +3138,6 @@ func (s *session) report() int {
 		t.count(s.status, s.failure, t.n-t.counted()-t.draining)
 	}
 	t.ok += t.draining // they have their verdict
-	t.draining = 0
 	status := t.status
 	word := "ok"
 	switch {
@@ -3184,7 +3183,7 @@ func (s *session) printOnly(word string) {
 		line += conn.keys()
 	}
 	text := ""
-	if len(t.causes) > 0 && word == "failed" {
+	if word == "failed" {
 		text = t.causes[0].text
 	}
 	s.printLine(s.place(), line, text)

@@ -223,8 +223,32 @@ func TestPortTries(t *testing.T) {
 			tries++
 		}
 	}
-	if status != exitLocal || tries != 20 || !strings.Contains(lines, "no port is free") {
+	text := `error="no port is free at every address: listen [::]:50020: address already in use"`
+	if status != exitLocal || tries != 20 || !strings.Contains(lines, text) {
 		t.Errorf("status %d after %d tries: %s", status, tries, lines)
+	}
+}
+
+// TestVainLooks: the kernel is asked for retransmits only where they are printed.
+func TestVainLooks(t *testing.T) {
+	for args, want := range map[string]int{"-n 2 192.0.2.1 7 hello": 0, "192.0.2.1 7 hello": 1} {
+		k := newStage(t)
+		_, status, lines := act{"", args, fates(good)}.runOn(k)
+		if status != exitOK || k.looks != want {
+			t.Errorf("%s: %d looks at the path, want %d; %s", args, k.looks, want, lines)
+		}
+	}
+}
+
+// TestKindOf: a file is of some kind, and whatever else is read may have to be waited for.
+func TestKindOf(t *testing.T) {
+	file, err := os.Open("go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if kindOf(file) != regularFile || kindOf(strings.NewReader("x")) != otherInput {
+		t.Errorf("kinds %d and %d", kindOf(file), kindOf(strings.NewReader("x")))
 	}
 }
 

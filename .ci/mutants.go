@@ -436,9 +436,35 @@ func (g *generator) cases(body *ast.BlockStmt, tagless bool) {
 				g.without("row gone", c.List, k)
 			}
 		}
-		if tagless && i+1 < len(body.List) && body.List[i+1].(*ast.CaseClause).List != nil {
-			next := body.List[i+1]
+		if tagless && i+1 < len(body.List) {
+			next := body.List[i+1].(*ast.CaseClause)
+			if next.List == nil || g.exclude(c, next) {
+				continue
+			}
 			g.put("swapped", c.Pos(), next.End(), g.file.of(next)+"\n"+g.file.of(c)+"\n")
+		}
+	}
+}
+
+// exclude: do two cases compare the same thing with two values first? Then their order decides
+// nothing.
+func (g *generator) exclude(a, b *ast.CaseClause) bool {
+	left, right := firstComparison(a.List[0]), firstComparison(b.List[0])
+	return left != nil && right != nil && g.file.of(left.X) == g.file.of(right.X) &&
+		g.file.of(left.Y) != g.file.of(right.Y)
+}
+
+// firstComparison is the == that a condition begins with, if what follows is joined by && alone.
+func firstComparison(e ast.Expr) *ast.BinaryExpr {
+	for {
+		b, ok := e.(*ast.BinaryExpr)
+		switch {
+		case ok && b.Op == token.LAND:
+			e = b.X
+		case ok && b.Op == token.EQL:
+			return b
+		default:
+			return nil
 		}
 	}
 }
