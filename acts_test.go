@@ -585,7 +585,7 @@ var dialActs = []act{
 	{"-until connect", "-until connect 192.0.2.1 7", at(func(c *actor) {
 		c.accepts(20 * stageCall)
 	})},
-	{"reset as it was connected", "192.0.2.1 7 hello", at(func(c *actor) {
+	{"reset as it was connected", "-v 192.0.2.1 7 hello", at(func(c *actor) {
 		c.answers(20*stageCall, errReset).resets(0)
 	})},
 	{"reset as it was connected, with bytes to read", "-until eof 192.0.2.1 7 hello",

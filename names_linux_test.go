@@ -304,6 +304,7 @@ func TestNamesServers(t *testing.T) {
 		least   time.Duration
 	}{
 		{"one that is dead", []func(question) []byte{silence, loopbacksUp}, "", "-connect-timeout 4s", 0, "", second},
+		{"one that is dead, no limit", []func(question) []byte{silence, loopbacksUp}, "", "-connect-timeout 0", 0, "", second},
 		{"one that is dead, one family", []func(question) []byte{silence, loopbacksUp}, "", "-4 -connect-timeout 4s", 0, "", second},
 		{"one that is dead, one after the other", []func(question) []byte{silence, loopbacksUp}, "options single-request\n", "-connect-timeout 4s", 0, "", 2 * second},
 		{"two that are dead", []func(question) []byte{silence, silence, loopbacksUp}, "", "-connect-timeout 4s", 0, "", 2 * second},

@@ -252,6 +252,51 @@ func TestKindOf(t *testing.T) {
 	}
 }
 
+// TestStopped: what a reader brings after the stream was stopped is not taken in.
+func TestStopped(t *testing.T) {
+	in := &input{ring: make(ring, ringSize)}
+	in.took(5, nil)
+	in.stop()
+	in.took(3, nil)
+	in.took(0, io.ErrUnexpectedEOF)
+	if in.end() != 5 || in.state() != ended || in.err != io.EOF {
+		t.Errorf("the end is %d, in state %d: %v", in.end(), in.state(), in.err)
+	}
+}
+
+// TestVainAccepts: after one connection, a failure of accept ends the step.
+func TestVainAccepts(t *testing.T) {
+	k := newStage(t)
+	crowd := func(k *stage, w *world) {
+		k.limit = 2 // the listener, and one client
+		for range 3 {
+			k.client(10*stageCall, func(*actor) {})
+		}
+		k.in(50*stageCall, func() { k.interrupt(130) })
+	}
+	_, status, lines := act{"", "-serve 192.0.2.5 9", crowd}.runOn(k)
+	accepts := 0
+	for _, call := range k.calls {
+		if call == "accept" {
+			accepts++
+		}
+	}
+	if status != exitOK || accepts != 3 { // a client, a failure, and the failure that begins a pause
+		t.Errorf("%d calls of accept: %s", accepts, lines)
+	}
+}
+
+// TestLogOfOneByte: however little it is, it is logged.
+func TestLogOfOneByte(t *testing.T) {
+	var text strings.Builder
+	l := logger{w: &text, verbose: true}
+	l.data("sent", nil)
+	l.data("sent", []byte("x"))
+	if !strings.HasSuffix(text.String(), "] sent: \"x\"\n") || strings.Count(text.String(), "\n") != 1 {
+		t.Errorf("%q", text.String())
+	}
+}
+
 // TestVainWrites: while the kernel has no room, nobody asks it whether it has.
 func TestVainWrites(t *testing.T) {
 	k := newStage(t)
