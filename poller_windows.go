@@ -554,7 +554,7 @@ func addrPort(sa windows.Sockaddr) netip.AddrPort {
 	case *windows.SockaddrInet6:
 		ip := netip.AddrFrom16(sa.Addr)
 		if sa.ZoneId != 0 {
-			ip = ip.WithZone(strconv.Itoa(int(sa.ZoneId)))
+			ip = ip.WithZone(strconv.FormatUint(uint64(sa.ZoneId), 10))
 		}
 		return netip.AddrPortFrom(ip, uint16(sa.Port))
 	}
