@@ -154,6 +154,13 @@ var lastPort atomic.Int64
 
 func init() { lastPort.Store(rand.Int64N(10_000)) }
 
+// closeAlone closes l while no child of another test has it too, from its fork to its exec.
+func closeAlone(l net.Listener) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	l.Close()
+}
+
 // port0 is a port that is free in both families and no other test's. The kernel's own choice, once
 // closed, could be the next test's before a process has started; it is never one of these.
 func port0(t testing.TB) string {
@@ -165,9 +172,9 @@ func port0(t testing.TB) string {
 			continue
 		}
 		b, err := net.Listen("tcp", net.JoinHostPort("::1", port))
-		a.Close()
+		closeAlone(a)
 		if err == nil {
-			b.Close()
+			closeAlone(b)
 			return port
 		}
 		if !strings.Contains(err.Error(), "in use") {

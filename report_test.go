@@ -422,15 +422,8 @@ func TestServerRestart(t *testing.T) {
 	}
 	place := "127.0.0.1:0"
 	for range 3 {
-		eventually(t, func() bool { // a process that another test starts may still have the listener
-			l, err := net.Listen("tcp", place)
-			if err == nil {
-				l.Close()
-			}
-			return err == nil
-		}, func() string { return place + " stays in use" })
-		s, run, places := listening(t, place)
-		place = places[0]
+		s, run := startedAgain(t, place)
+		place = run.lastPlace(t)
 		c, err := net.Dial("tcp", place)
 		if err != nil {
 			t.Fatal(err)
@@ -441,6 +434,39 @@ func TestServerRestart(t *testing.T) {
 		run.end(t).wantLine(t, 0, "ended", "clients=1 failures=0 received=1 returned=1", "")
 		c.Close()
 	}
+}
+
+// startedAgain is a server that listens at a place. For a moment another test can be there: with a
+// connection whose port the kernel chose, or by a child that has the listener until its exec. What
+// is in TIME_WAIT stays for a minute.
+func startedAgain(t testing.TB, place string) (*session, *running) {
+	t.Helper()
+	end := time.Now().Add(15 * time.Second)
+	for {
+		s, run := inside(t, func(*world) {}, "-serve", place)
+		eventually(t, func() bool { return strings.Contains(run.stderr.String(), " at=") },
+			func() string { return "it says nothing" })
+		text := run.stderr.String()
+		if strings.Contains(text, " listening at=") {
+			return s, run
+		}
+		if !strings.Contains(text, "address already in use") || time.Now().After(end) {
+			t.Fatal(tail(text))
+		}
+		run.end(t)
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// lastPlace is where the last line of a run says that it is.
+func (r *running) lastPlace(t testing.TB) string {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(r.stderr.String()), "\n")
+	l, err := parseLine(lines[len(lines)-1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l.place
 }
 
 // lacking is a system on which listening at some address fails.
