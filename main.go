@@ -351,8 +351,8 @@ func (l *loop) callMail() {
 // No deadline lies before earliest, so the seats are looked at only when earliest has passed. Then
 // the next earliest is computed.
 //
-// Because of that try a deadline is compared with now, and never with clock(). Say a turn has begun
-// at 10.0, one step of it lasts until 10.2, and the deadline of another machine, which steps after
+// Because of that try, whether a deadline has passed is judged by now. Say a turn has begun at
+// 10.0, one step of it lasts until 10.2, and the deadline of another machine, which steps after
 // that one, is 10.1. Nobody has told this machine to try its socket. So its deadline passes in the
 // next turn.
 func (l *loop) touchOverdue() {

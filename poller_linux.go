@@ -302,7 +302,7 @@ func (system) path(s socket) (unacknowledged, retransmits int) {
 }
 
 // closeWrite calls shutdown(2). ENOTCONN means that the peer has reset the connection before, and
-// the next read will tell.
+// the next read, or SO_ERROR, will tell.
 func (system) closeWrite(s socket) error {
 	err := unix.Shutdown(int(s), unix.SHUT_WR)
 	if err == unix.ENOTCONN {
