@@ -2289,7 +2289,10 @@ func (s *session) begin() {
 	if s.options.progress > 0 && !s.options.quiet {
 		s.showProgress()
 	}
+	_, err := zoneIndex(s.options.from.Zone())
 	switch {
+	case err != nil: // the address of -source is not of this machine
+		s.fail(exitLocal, &failure{"source", fmt.Errorf("-source %v: %w", s.options.from, err)})
 	case s.options.serve:
 		s.withAddresses(s.listenAll)
 	case s.options.recipe:

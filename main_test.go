@@ -684,7 +684,9 @@ func TestSource(t *testing.T) {
 			t.Errorf("%s: status %d: %s", flags, r.status, tail(r.stderr))
 		}
 	}
-	r := echomux(t, nil, "-source", "::1", "127.0.0.1", port, "x")
+	r := echomux(t, nil, "-source", "fe80::1%no-such-zone", "::1", port, "x")
+	r.wantLine(t, 6, "failed", "sent=0 returned=0", `-source fe80::1%no-such-zone: zone "no-such-zone": *`)
+	r = echomux(t, nil, "-source", "::1", "127.0.0.1", port, "x")
 	r.wantLine(t, 3, "failed", "sent=0 returned=0", "lookup 127.0.0.1: no address of that family")
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"runtime"
@@ -96,8 +97,32 @@ func TestConnectToItself(t *testing.T) {
 }
 
 // TestNoDescriptors: whatever fails for want of a descriptor says so with the limit, and keeps none
-// of those that it got. It is alone, since it takes all that the process may have.
+// of those that it got. It is alone, since it takes all that the process may have. What a test
+// before it has left to the collector may still be given back meanwhile, but hardly three times.
 func TestNoDescriptors(t *testing.T) {
+	var found findings
+	for range 3 {
+		found = findings{TB: t}
+		runtime.GC()
+		withoutDescriptors(&found)
+		if len(found.texts) == 0 {
+			return
+		}
+	}
+	t.Errorf("%q", found.texts)
+}
+
+// findings keeps what would be errors of a test.
+type findings struct {
+	testing.TB
+	texts []string
+}
+
+func (f *findings) Errorf(format string, args ...any) {
+	f.texts = append(f.texts, fmt.Sprintf(format, args...))
+}
+
+func withoutDescriptors(t testing.TB) {
 	var limit unix.Rlimit
 	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
 	if err != nil {
@@ -125,7 +150,7 @@ func TestNoDescriptors(t *testing.T) {
 }
 
 // failures makes calls fail that have room descriptors, or none, and closes what succeeds.
-func failures(t *testing.T, room int) {
+func failures(t testing.TB, room int) {
 	p, err := newPoller()
 	if err == nil {
 		p.close()
@@ -145,15 +170,15 @@ func failures(t *testing.T, room int) {
 	elsewhere := netip.MustParseAddrPort("192.0.2.1:0") // RFC 5737: nobody's
 	_, err = system{}.openSocket(at, elsewhere.Addr())
 	if err == nil {
-		t.Error("a socket is bound to an address that is not ours")
+		t.Errorf("a socket is bound to an address that is not ours")
 	}
 	_, _, err = system{}.listen(elsewhere)
 	if err == nil {
-		t.Error("somebody listens to an address that is not ours")
+		t.Errorf("somebody listens to an address that is not ours")
 	}
 }
 
-func wantNoDescriptor(t *testing.T, what string, room int, err error) {
+func wantNoDescriptor(t testing.TB, what string, room int, err error) {
 	t.Helper()
 	if room == 0 && err == nil {
 		t.Errorf("%s needs no descriptor", what)
