@@ -1606,8 +1606,9 @@ func (x *exchange) step(ready readiness) {
 		x.halfClose() // after the end
 		x.countAcks() // of all that is out, our FIN included
 	}
-	x.runClocks() // for what is owed now
-	x.conclude()
+	f := x.facts()
+	x.runClocks(f) // for what is owed now
+	x.conclude(f)
 }
 
 // receive reads once. If there is more to read, the level-triggered poller will report it again. A
@@ -1818,9 +1819,8 @@ func (x *exchange) offset() int64 {
 // ---- The client: how an exchange ends ----
 
 // runClocks starts and stops the clocks of silence. It also notes when the peer has ended.
-func (x *exchange) runClocks() {
+func (x *exchange) runClocks(f facts) {
 	now := x.loop.clock()
-	f := x.facts()
 	if x.goneAt == never && (x.in != isOpen || x.out == isBroken) {
 		x.goneAt = now
 	}
@@ -1832,10 +1832,8 @@ func (x *exchange) runClocks() {
 	x.inputIdle.setOwes(inputOwes(f), now)
 }
 
-// facts collects the facts. A silence that has become too long since this turn began does not count
-// yet: the next turn will try the socket first, and then judge.
+// facts collects the facts, but for the silences, which the clocks know.
 func (x *exchange) facts() facts {
-	now := x.loop.now
 	return facts{
 		wrong:        x.wrong != nil,
 		outputFailed: x.outputErr != nil,
@@ -1846,19 +1844,20 @@ func (x *exchange) facts() facts {
 		bufferFull:   x.bufferFull,
 		out:          x.out,
 		in:           x.in,
-		silent:       now >= x.idle.deadline(),
-		inputSilent:  now >= x.inputIdle.deadline(),
 	}
 }
 
-// conclude asks for the verdict and acts on it. The facts are collected anew, since runClocks may
-// have changed them.
-func (x *exchange) conclude() {
+// conclude asks for the verdict and acts on it. A silence that has become too long since this turn
+// began does not count yet: the next turn will try the socket first, and then judge.
+func (x *exchange) conclude(f facts) {
+	now := x.loop.now
+	f.silent = now >= x.idle.deadline()
+	f.inputSilent = now >= x.inputIdle.deadline()
 	var verdict outcome
 	if x.echo {
-		verdict = judgeEcho(x.facts())
+		verdict = judgeEcho(f)
 	} else {
-		verdict = judgeEOF(x.facts())
+		verdict = judgeEOF(f)
 	}
 	if verdict == goOn {
 		return
@@ -2190,6 +2189,15 @@ func widenInput(stdin io.Reader) {
 	file, ok := stdin.(*os.File)
 	if ok {
 		widenPipe(file, inputRead)
+	}
+}
+
+// onDescriptor calls f with file's descriptor (on Windows, its handle); if file is closed, it does
+// not. file.Fd would put a pipe back into blocking mode, for all processes that share it.
+func onDescriptor(file *os.File, f func(fd uintptr)) {
+	raw, err := file.SyscallConn()
+	if err == nil {
+		raw.Control(f)
 	}
 }
 

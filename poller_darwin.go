@@ -510,15 +510,6 @@ func isTerminal(file *os.File) bool {
 	return terminal
 }
 
-// onDescriptor calls f with file's descriptor; if file is closed, it does not. file.Fd would put a
-// pipe back into blocking mode, for all processes that share it.
-func onDescriptor(file *os.File, f func(fd uintptr)) {
-	raw, err := file.SyscallConn()
-	if err == nil {
-		raw.Control(f)
-	}
-}
-
 // widenPipe: a pipe grows by itself, to 64 KiB (pipe_write in XNU's bsd/kern/sys_pipe.c), and no
 // call asks for more.
 func widenPipe(*os.File, int) {}

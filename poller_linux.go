@@ -552,15 +552,6 @@ func isTerminal(file *os.File) bool {
 	return terminal
 }
 
-// onDescriptor calls f with file's descriptor; if file is closed, it does not. file.Fd would put a
-// pipe back into blocking mode, for all processes that share it.
-func onDescriptor(file *os.File, f func(fd uintptr)) {
-	raw, err := file.SyscallConn()
-	if err == nil {
-		raw.Control(f)
-	}
-}
-
 // widenPipe uses F_SETPIPE_SZ, fcntl(2). A pipe holds 64 KiB by default. It stays so if the calls
 // fail: if file is not a pipe, or if this user's pipes hold too much already (pipe(7)).
 func widenPipe(pipe *os.File, size int) {

@@ -652,14 +652,6 @@ func isTerminal(file *os.File) bool {
 	return terminal
 }
 
-// onDescriptor calls f with file's handle; not at all if file is closed.
-func onDescriptor(file *os.File, f func(fd uintptr)) {
-	raw, err := file.SyscallConn()
-	if err == nil {
-		raw.Control(f)
-	}
-}
-
 // widenPipe: whoever makes a pipe says how much it holds (CreatePipe).
 func widenPipe(*os.File, int) {}
 
