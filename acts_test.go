@@ -89,6 +89,16 @@ func (k *stage) call(what string, args ...any) {
 	k.due()
 }
 
+// made are the calls of a name, or of a name and what it was called with.
+func (k *stage) made(call string) (made []string) {
+	for _, c := range k.calls {
+		if c == call || strings.HasPrefix(c, call+" ") {
+			made = append(made, c)
+		}
+	}
+	return made
+}
+
 // in has something happen after d.
 func (k *stage) in(d time.Duration, does func()) {
 	k.plans = append(k.plans, plan{k.now + d, does})

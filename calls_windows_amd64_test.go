@@ -264,10 +264,8 @@ func TestOptionsAsked(t *testing.T) {
 		{"a listener", listens("127.0.0.1:0"), []option{noDelay, oobInline, exclusive}},
 		{"a listener, IPv6", listens("[::1]:0"), []option{noDelay, oobInline, exclusive, only6}},
 		{"an accepted socket", func(t *testing.T) {
-			listener, client := waiting(t)
-			defer k.close(listener)
-			defer k.close(client)
-			s, err := acceptIn(listener)
+			listener, _ := waiting(t)
+			s, _, err := k.accept(listener)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -288,29 +286,14 @@ func TestOptionsAsked(t *testing.T) {
 // waiting is a listener with a connection in its backlog.
 func waiting(t *testing.T) (listener, client socket) {
 	t.Helper()
-	var k system
-	listener, bound, err := k.listen(netip.MustParseAddrPort("127.0.0.1:0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	client, err = k.openSocket(bound, netip.Addr{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = k.connect(client, bound)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := newPlatform(t)
+	listener, bound := p.listening("127.0.0.1:0")
+	client = p.connecting(bound)
+	_, _, err := p.result(client)
+	p.must("connectResult", err)
+	p.watch(listener, readable)
+	p.await(listener, readable)
 	return listener, client
-}
-
-// acceptIn accepts; the listener does not block.
-func acceptIn(listener socket) (s socket, err error) {
-	err = errWouldBlock
-	for err == errWouldBlock {
-		s, _, err = system{}.accept(listener)
-	}
-	return s, err
 }
 
 // TestFirstRefusal: on loopback no SYN is to be sent again, and elsewhere as often as ever. connect
@@ -507,17 +490,6 @@ func TestWinsockFails(t *testing.T) {
 			act := actsOfWinsock[test.act]
 			if act == nil {
 				listener, client := waiting(t)
-				defer system{}.close(listener)
-				defer system{}.close(client)
-				for { // until it is connected, and in the backlog
-					done, err := isWritable(client)
-					if err != nil {
-						t.Fatal(err)
-					}
-					if done {
-						break
-					}
-				}
 				act = func() error { return actsOnSocket[test.act](listener, client) }
 			}
 			before := lastHandle(t)

@@ -176,6 +176,8 @@ func TestUsage(t *testing.T) {
 	}
 	if *usageUpdate {
 		os.WriteFile(usageFile, []byte(all), 0o644)
+	} else if !t.Failed() && string(written) != all {
+		t.Errorf("%s has what nothing says any more, or another order", usageFile)
 	}
 	r := echomux(t, nil, "a\x1b2J\nb", "7\xff")
 	if r.status != 2 || !strings.Contains(r.stderr, `"7\xff"`) {

@@ -217,12 +217,7 @@ func TestPortTries(t *testing.T) {
 		}
 	}
 	_, status, lines := act{"", "-serve 0", taken}.runOn(k)
-	tries := 0
-	for _, call := range k.calls {
-		if call == "listen 0.0.0.0:0" {
-			tries++
-		}
-	}
+	tries := len(k.made("listen 0.0.0.0:0"))
 	text := `error="no port is free at every address: listen [::]:50020: address already in use"`
 	if status != exitLocal || tries != 20 || !strings.Contains(lines, text) {
 		t.Errorf("status %d after %d tries: %s", status, tries, lines)
@@ -275,12 +270,7 @@ func TestVainAccepts(t *testing.T) {
 		k.in(50*stageCall, func() { k.interrupt(130) })
 	}
 	_, status, lines := act{"", "-serve 192.0.2.5 9", crowd}.runOn(k)
-	accepts := 0
-	for _, call := range k.calls {
-		if call == "accept" {
-			accepts++
-		}
-	}
+	accepts := len(k.made("accept"))
 	if status != exitOK || accepts != 3 { // a client, a failure, and the failure that begins a pause
 		t.Errorf("%d calls of accept: %s", accepts, lines)
 	}
@@ -306,12 +296,7 @@ func TestVainWrites(t *testing.T) {
 		k.in(50*stageCall, func() { c.room = 100 })
 	})
 	_, status, _ := act{"", "-until eof 192.0.2.1 7 hello", full}.runOn(k)
-	var writes []string
-	for _, call := range k.calls {
-		if strings.HasPrefix(call, "write") {
-			writes = append(writes, call)
-		}
-	}
+	writes := k.made("write")
 	if !slices.Equal(writes, []string{"write 6", "write 4"}) {
 		t.Errorf("status %d, %q", status, writes)
 	}

@@ -319,14 +319,20 @@ func listening(t testing.TB, args ...string) (s *session, run *running, places [
 	s, run = inside(t, func(*world) {}, append([]string{"-serve"}, args...)...)
 	t.Cleanup(func() { s.loop.post(func() { interrupt(s, 143) }) })
 	run.stderr.await(t, " listening at=", 1)
-	for line := range strings.Lines(run.stderr.String()) {
+	return s, run, placesIn(t, run.stderr.String())
+}
+
+// placesIn are the places of result lines.
+func placesIn(t testing.TB, text string) (places []string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
 		l, err := parseLine(strings.TrimSuffix(line, "\n"))
 		if err != nil {
 			t.Fatalf("%q: %v", line, err)
 		}
 		places = append(places, l.place)
 	}
-	return s, run, places
+	return places
 }
 
 // TestServerLines: a line for each listener as soon as it listens, with the port that the kernel
@@ -423,7 +429,7 @@ func TestServerRestart(t *testing.T) {
 	place := "127.0.0.1:0"
 	for range 3 {
 		s, run := startedAgain(t, place)
-		place = run.lastPlace(t)
+		place = placesIn(t, run.stderr.String())[0]
 		c, err := net.Dial("tcp", place)
 		if err != nil {
 			t.Fatal(err)
@@ -456,17 +462,6 @@ func startedAgain(t testing.TB, place string) (*session, *running) {
 		run.end(t)
 		time.Sleep(100 * time.Millisecond)
 	}
-}
-
-// lastPlace is where the last line of a run says that it is.
-func (r *running) lastPlace(t testing.TB) string {
-	t.Helper()
-	lines := strings.Split(strings.TrimSpace(r.stderr.String()), "\n")
-	l, err := parseLine(lines[len(lines)-1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l.place
 }
 
 // lacking is a system on which listening at some address fails.

@@ -130,6 +130,33 @@ func (p platform) watch(s socket, want readiness) {
 	p.watched[s] = want
 }
 
+// failedCall is a call that failed, by the name that its error has to say.
+type failedCall struct {
+	call string
+	err  error
+}
+
+// callsOf are the calls that every system makes on a socket; this one is not open. The names of some
+// are the system's.
+func callsOf(none socket, nonblock, read, write, closing string) []failedCall {
+	var k system
+	_, _, resultErr := k.connectResult(none)
+	_, readErr := k.read(none, make([]byte, 1))
+	_, writeErr := k.write(none, make([]byte, 1))
+	_, _, acceptErr := k.accept(none)
+	return []failedCall{
+		{nonblock, k.setNonblock(none)},
+		{"connect", k.connect(none, netip.MustParseAddrPort("127.0.0.1:9"))},
+		{"getsockopt", resultErr},
+		{read, readErr},
+		{write, writeErr},
+		{"getsockopt", k.pendingError(none)},
+		{"shutdown", k.closeWrite(none)},
+		{"accept", acceptErr},
+		{closing, k.close(none)},
+	}
+}
+
 // shut closes s, while no child of another test has its descriptor too, as it has from its fork to
 // its exec: that would keep the socket in the poller.
 func (p platform) shut(s socket) {

@@ -255,32 +255,14 @@ func TestTerminal(t *testing.T) {
 func TestFailingCalls(t *testing.T) {
 	t.Parallel()
 	const none = socket(1 << 20)
-	at := netip.MustParseAddrPort("127.0.0.1:9")
-	var k system
-	_, _, resultErr := k.connectResult(none)
-	_, readErr := k.read(none, make([]byte, 1))
-	_, writeErr := k.write(none, make([]byte, 1))
-	_, _, acceptErr := k.accept(none)
+	calls := callsOf(none, "fcntl", "read", "write", "close")
 	_, _, namesErr := endNames(int(none))
-	for _, row := range []struct {
-		call string
-		err  error
-	}{
-		{"fcntl", k.setNonblock(none)},
-		{"connect", k.connect(none, at)},
-		{"getsockopt", resultErr},
-		{"getpeername", namesErr},
-		{"read", readErr},
-		{"write", writeErr},
-		{"getsockopt", k.pendingError(none)},
-		{"shutdown", k.closeWrite(none)},
-		{"accept", acceptErr},
-		{"close", k.close(none)},
-		{"bind", bindSource(int(none), at.Addr())},
-	} {
-		wantCall(t, row.call, row.err, unix.EBADF)
+	bindErr := bindSource(int(none), netip.MustParseAddr("127.0.0.1"))
+	calls = append(calls, failedCall{"getpeername", namesErr}, failedCall{"bind", bindErr})
+	for _, c := range calls {
+		wantCall(t, c.call, c.err, unix.EBADF)
 	}
-	unacknowledged, retransmits := k.path(none)
+	unacknowledged, retransmits := system{}.path(none)
 	if unacknowledged != -1 || retransmits != -1 {
 		t.Errorf("path of nothing is %d, %d", unacknowledged, retransmits)
 	}

@@ -156,30 +156,12 @@ func TestExclusive(t *testing.T) {
 // TestFailingCalls: what each call says of a socket that is not open.
 func TestFailingCalls(t *testing.T) {
 	const none = socket(windows.InvalidHandle)
-	at := netip.MustParseAddrPort("127.0.0.1:9")
-	var k system
-	_, _, resultErr := k.connectResult(none)
-	_, readErr := k.read(none, make([]byte, 1))
-	_, writeErr := k.write(none, make([]byte, 1))
-	_, _, acceptErr := k.accept(none)
+	calls := callsOf(none, "ioctlsocket", "wsarecv", "wsasend", "closesocket")
+	bindErr := bindSource(none, netip.MustParseAddr("127.0.0.1"))
 	_, selectErr := isWritable(none)
-	for _, row := range []struct {
-		call string
-		err  error
-	}{
-		{"ioctlsocket", k.setNonblock(none)},
-		{"connect", k.connect(none, at)},
-		{"getsockopt", resultErr},
-		{"wsarecv", readErr},
-		{"wsasend", writeErr},
-		{"getsockopt", k.pendingError(none)},
-		{"shutdown", k.closeWrite(none)},
-		{"accept", acceptErr},
-		{"closesocket", k.close(none)},
-		{"bind", bindSource(none, at.Addr())},
-		{"select", selectErr},
-	} {
-		wantCall(t, row.call, row.err, windows.WSAENOTSOCK)
+	calls = append(calls, failedCall{"bind", bindErr}, failedCall{"select", selectErr})
+	for _, c := range calls {
+		wantCall(t, c.call, c.err, windows.WSAENOTSOCK)
 	}
 }
 
