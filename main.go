@@ -1349,6 +1349,7 @@ func (s *session) parse(args []string) error {
 		err = errors.New("PORT is missing after -serve")
 	default: // the recipe, which is there to be watched
 		s.address = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		s.client.target = "127.0.0.1:0" // until the kernel has chosen
 		s.verbose = true
 	}
 	if err != nil {
@@ -1529,35 +1530,20 @@ func printable(text string) string {
 }
 
 // report prints the lines at the end of the run, and returns the exit status. err is why the loop
-// could not go on, or could not begin. A signal comes too late when all connections have their
-// verdict.
+// could not go on, or could not begin.
 func (s *session) report(err error) (status int) {
-	t := &s.client.tally
 	if err != nil {
 		s.giveUp(exitLocal, err)
 	} else { // what drains when a signal comes has done its job
-		t.judge(exitOK, nil, t.draining)
+		s.client.tally.judge(exitOK, nil, s.client.tally.draining)
 	}
-	status = s.reportCauses()
-	msg := "ok"
-	cause := t.causes[status]
-	switch {
-	case s.unwritten != nil: // some line before this one
-		msg = "failed"
-		status = exitLocal
-	case s.serve && err == nil:
-		msg = "ended"
-	case t.judged < s.client.connections:
-		msg = "interrupted"
-		status = s.signal
-	case status != exitOK:
-		msg = "failed"
+	if s.serve && err == nil {
+		srv := &s.server
+		s.print("ended", "status", exitOK, "at", srv.bound.String(), "clients", srv.clients,
+			"failed", srv.failed, "received", srv.received, "returned", srv.returned)
+	} else {
+		status = s.reportClient()
 	}
-	if s.client.connections > 1 { // each cause has a line of its own
-		cause = ""
-	}
-	line := append([]any{"status", status}, s.figures()...)
-	s.print(msg, append(line, "error", cause)...)
 	if s.unwritten != nil {
 		fmt.Fprintln(s.outside.stderr, "echomux:", s.unwritten)
 		return exitLocal
@@ -1565,20 +1551,30 @@ func (s *session) report(err error) (status int) {
 	return status
 }
 
-// figures returns the keys of the last line and their values, but for the verdict.
-func (s *session) figures() []any {
-	if s.serve {
-		srv := &s.server
-		return []any{"at", srv.bound.String(), "clients", srv.clients, "failed", srv.failed,
-			"received", srv.received, "returned", srv.returned}
-	}
+// reportClient prints what the connections came to. A signal has come too late if all have their
+// verdict.
+func (s *session) reportClient() (status int) {
 	cl := &s.client
 	t := &cl.tally
+	status = s.reportCauses()
+	msg := "ok"
+	cause := t.causes[status]
+	switch {
+	case s.unwritten != nil: // some line before this one
+		msg = "failed"
+		status = exitLocal
+	case t.judged < cl.connections:
+		msg = "interrupted"
+		status = s.signal
+	case status != exitOK:
+		msg = "failed"
+	}
+	line := []any{"status", status, "target", cl.target}
 	isOne := cl.connections == 1
-	line := []any{"target", cl.target}
 	if isOne {
 		line = append(line, "local", t.local, "peer", t.peer)
 	} else {
+		cause = "" // each has a line of its own
 		ok := t.verdicts[exitOK]
 		line = append(line, "connections", cl.connections, "ok", ok, "failed", t.judged-ok,
 			"unfinished", cl.connections-t.judged)
@@ -1592,7 +1588,8 @@ func (s *session) figures() []any {
 	if t.connectTimes.n > 0 {
 		line = append(line, "lasted_ms", s.loop.kernel.now()-t.connectedAt)
 	}
-	return append(line, "skipped", t.skipped)
+	s.print(msg, append(line, "skipped", t.skipped, "error", cause)...)
+	return status
 }
 
 // reportCauses returns the worst exit status that a connection has failed with. It is that of the

@@ -200,13 +200,15 @@ func (k *poller) listen(at netip.AddrPort) (socket, netip.AddrPort, error) {
 	if err != nil {
 		return 0, at, err
 	}
-	k.setNonblock(s)
-	bound, err := bindAndListen(int(s), at)
+	err = k.setNonblock(s)
+	if err == nil {
+		at, err = bindAndListen(int(s), at)
+	}
 	if err != nil {
 		k.close(s)
 		return 0, at, err
 	}
-	return s, bound, nil
+	return s, at, nil
 }
 
 // bindAndListen sets the options of a listener; accepted sockets inherit these and those of open.

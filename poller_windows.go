@@ -370,13 +370,15 @@ func (k *poller) listen(at netip.AddrPort) (socket, netip.AddrPort, error) {
 	if err != nil {
 		return 0, at, err
 	}
-	k.setNonblock(s)
-	bound, err := bindAndListen(windows.Handle(s), at)
+	err = k.setNonblock(s)
+	if err == nil {
+		at, err = bindAndListen(windows.Handle(s), at)
+	}
 	if err != nil {
 		k.close(s)
 		return 0, at, err
 	}
-	return s, bound, nil
+	return s, at, nil
 }
 
 // bindAndListen sets the options of a listener. SO_REUSEADDR would let other programs listen to the
