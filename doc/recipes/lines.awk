@@ -1,11 +1,19 @@
-# Takes result lines apart: PLACE WORD KEY VALUE ... cause CAUSE
-/^echomux: / {
-	cause = ""
-	if (start = index($0, " error=\"")) {
-		cause = substr($0, start + 8, length($0) - start - 8)
-		$0 = substr($0, 1, start - 1)
+# Prints values of result lines: awk -v keys='rtt_ms peer' -f lines.awk. A value that is missing is
+# printed as -. The escapes of texts stay as they are.
+{
+	delete value
+	rest = $0
+	while (match(rest, /^[a-z0-9_]+=("([^"\\]|\\.)*"|[^ "]*) ?/)) {
+		word = substr(rest, 1, RLENGTH)
+		rest = substr(rest, RLENGTH + 1)
+		sub(/ $/, "", word)
+		key = substr(word, 1, index(word, "=") - 1)
+		text = substr(word, index(word, "=") + 1)
+		if (text ~ /^"/) text = substr(text, 2, length(text) - 2)
+		value[key] = text
 	}
-	printf "%s %s", $2, $3
-	for (i = 4; i <= NF; i++) { split($i, pair, "="); printf " %s %s", pair[1], pair[2] }
-	print " cause " cause
+	n = split(keys, wanted, " ")
+	for (i = 1; i <= n; i++) {
+		printf "%s%s", (wanted[i] in value) ? value[wanted[i]] : "-", i < n ? " " : "\n"
+	}
 }
