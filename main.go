@@ -23,7 +23,8 @@
 //	6  local failure: descriptors, memory, standard input, a line that cannot be written
 //	7  the connection was lost: reset, or closed before all was back
 //
-// and 130, 143 or 129 if SIGINT, SIGTERM or SIGHUP came before every connection had its verdict. Of
+// and 130, 143 or 129 if SIGINT, SIGTERM or SIGHUP came before every connection had its verdict, or
+// if echomux was stuck then, say in a write to a pipe that nobody reads, for half a second. Of
 // several connections the worst decides: 1, 6, 7, 5, 4, 3. If all addresses of HOST have failed, it
 // is 3 if one refused, else 4 if one timed out, else 6 if descriptors were missing, else 3.
 //
@@ -94,7 +95,7 @@ import (
 
 // ---- The contract ----
 
-// socket is the descriptor of a TCP socket.
+// socket is the descriptor of a TCP socket. (It is as wide as Windows wants it.)
 type socket uintptr
 
 // readiness is what a socket can be ready for, and is watched for. It is a set; 0 is nothing.
@@ -112,7 +113,8 @@ func (r readiness) String() string {
 // kernel is all that the program wants of an operating system's kernel. newKernel, in
 // poller_<os>.go, makes the real one.
 type kernel interface {
-	// watch makes the poller watch s for what want says. What it was watched for until now is was.
+	// watch makes the poller watch s for what want says. What it was watched for until now is was,
+	// which is something else.
 	//
 	// A socket that is to connect is watched only after connect was called: before that, Linux
 	// reports it as hung up. And it is watched for writable alone: on kqueue, a filter for reading
@@ -121,7 +123,8 @@ type kernel interface {
 
 	// wait sleeps for at most ms milliseconds, or without a limit if ms is -1. It returns sockets
 	// that are ready for what they are watched for, or have failed, or were hung up by the peer. It
-	// can return none, because the time has passed, or for a signal or wake.
+	// can return none, because the time has passed, or for a signal or wake. The slice lasts until
+	// the next wait.
 	//
 	// It does not say what a socket is ready for, and it can be wrong: whoever has the socket
 	// tries, and each call may say errWouldBlock. So nothing has to be known about the many ways in
@@ -213,13 +216,14 @@ func later(t, d time.Duration) time.Duration {
 type seat struct {
 	socket  socket
 	machine machine
-	label   string        // what its lines of the log begin with
+	label   string        // of its lines in the log: "server: ", or nothing for the client
 	watched readiness     // what the poller watches the socket for
 	due     time.Duration // what the machine has answered last
 	index   int           // of this seat in the queue; see below
 }
 
-// loop is what run, the one place that waits for sockets and times, works with.
+// loop is the one place that waits for sockets and times. (Standard input and output can also
+// block; see catchSignals.)
 type loop struct {
 	kernel  kernel
 	log     io.Writer // nil without -v
@@ -227,8 +231,8 @@ type loop struct {
 	queue   queue         // the same seats, in the order in which they are due
 	buffer  []byte        // what was read last, from whichever socket
 	mail    chan func()   // what is to be called in the next turn
-	passed  time.Duration // when stepDue was called last
-	stopped bool          // the present turn is the last one
+	dueUpTo time.Duration // the time that stepDue has gone by last
+	stopped bool          // the loop ends after the present turn
 	err     error         // why the loop cannot go on
 }
 
@@ -239,7 +243,9 @@ func newLoop(k kernel) *loop {
 		kernel: k,
 		seats:  make(map[socket]*seat),
 		buffer: make([]byte, chunkSize),
-		mail:   make(chan func(), 3), // the end of the look-up, a signal, more connections
+		// The end of the look-up, a signal, more connections: of each there is one at most. So post
+		// never sleeps, not even when the loop itself posts.
+		mail: make(chan func(), 3),
 	}
 }
 
@@ -278,11 +284,11 @@ func (l *loop) waitMs() int {
 	return int((left + time.Millisecond - 1) / time.Millisecond)
 }
 
-// stepDue lets the machines step whose time has come, the earliest first. Each does so once,
-// because ask makes its next time later than passed.
+// stepDue lets the machines step whose time has come, the earliest first. Each does so once: ask
+// makes its next time later than dueUpTo, so it has to wait for the next turn, and this loop ends.
 func (l *loop) stepDue() {
-	l.passed = l.kernel.now()
-	for len(l.queue) > 0 && l.queue[0].due <= l.passed {
+	l.dueUpTo = l.kernel.now()
+	for len(l.queue) > 0 && l.queue[0].due <= l.dueUpTo {
 		l.step(l.queue[0].socket)
 	}
 }
@@ -310,7 +316,7 @@ func (l *loop) add(sock socket, m machine, label string) {
 }
 
 // handOver makes m drive the socket from now on. Only the machine that has driven it so far may
-// call that, in its step.
+// call that, in its step; when that returns, the loop asks m.
 func (l *loop) handOver(sock socket, m machine) { l.seats[sock].machine = m }
 
 // step lets the machine of a socket step. A step before, in the same turn, can have closed the
@@ -328,11 +334,9 @@ func (l *loop) step(sock socket) {
 }
 
 // ask asks the machine what to wait for, and tells the queue and the poller what has changed. A
-// machine that stepDue lets step, and that is due again at once, has to wait for the stepDue of the
-// next turn, or else this one would not end. A poller that fails is of no use to the others either,
-// so that ends the run.
+// poller that fails is of no use to the others either, so that ends the run.
 func (l *loop) ask(seat *seat) {
-	due := max(seat.machine.due(), l.passed+1)
+	due := max(seat.machine.due(), l.dueUpTo+1)
 	if due != seat.due {
 		seat.due = due
 		heap.Fix(&l.queue, seat.index)
@@ -384,7 +388,7 @@ func (l *loop) logf(format string, args ...any) {
 }
 
 // queue is a heap: its first seat is due first. With it a turn of the loop costs what happens in
-// it, and not what is connected. These are the methods that package container/heap asks for.
+// it, and hardly what is connected. These are the methods that package container/heap asks for.
 type queue []*seat
 
 func (q queue) Len() int           { return len(q) }
@@ -500,8 +504,9 @@ func (e *echo) step() {
 	e.server.loop.close(e.socket)
 }
 
-// move reads 64 KiB at most, unless something is pending, and writes at once: mostly there is room.
-// What the kernel refuses is copied, because the loop's buffer is for the next machine.
+// move reads, unless something is pending, and writes at once: mostly there is room. What the
+// kernel refuses is copied, because the loop's buffer is for the next machine. It is 64 KiB at
+// most, which is what a client that stops reading can cost.
 func (e *echo) move() error {
 	l := e.server.loop
 	if len(e.pending) == 0 {
@@ -538,12 +543,12 @@ func newPattern() []byte {
 	return block
 }
 
-// piece returns the bytes from offset from to offset to, or as many of them as are contiguous in
-// the block.
-func (f flow) piece(from, to int64) []byte {
+// piece returns the bytes of the stream between two offsets, or of these as many as there are up to
+// the end of the block.
+func (f flow) piece(begin, end int64) []byte {
 	size := int64(len(f.block))
-	start := from % size
-	return f.block[start:min(size, start+to-from)]
+	at := begin % size
+	return f.block[at:min(size, at+end-begin)]
 }
 
 // wrong is the error of bytes that came back, and are not those that were sent.
@@ -614,20 +619,20 @@ type job struct {
 
 // client is what all connections of a run have in common: the client's side of the run.
 type client struct {
-	loop        *loop
-	job         job
-	connections int64                           // how many there are to be
-	begun       int64                           // how many of these have begun
-	target      string                          // HOST:PORT, for the result lines
-	addrs       []netip.AddrPort                // of HOST, in the order in which they are tried
-	timeLeft    time.Duration                   // for a connection to be made, from its begin
-	headStart   time.Duration                   // of an address before the next one is tried
-	print       func(msg string, values ...any) // prints a result line; see The report
-	tally       tally
+	loop      *loop
+	job       job
+	total     int64                           // connections that there are to be
+	started   int64                           // connections that there are
+	target    string                          // HOST:PORT, for the result lines
+	addrs     []netip.AddrPort                // of HOST, in the order in which they are tried
+	timeLeft  time.Duration                   // for a connection to be made, from its begin
+	headStart time.Duration                   // of an address before the next one is tried
+	print     func(msg string, values ...any) // prints a result line; see The report
+	tally     tally
 }
 
-// tally is what the connections come to; it becomes the last result line. Its size does not depend
-// on their number.
+// tally is what the connections come to; it becomes the last result line. The verdict on a
+// connection is an exit status, and the cause if that is not 0.
 type tally struct {
 	judged   int64                // connections that have their verdict
 	verdicts [exitLost + 1]int64  // how many of these have each exit status
@@ -673,32 +678,32 @@ type connection struct {
 	sent, returned int64 // bytes that the kernel took; that came back, and were the right ones
 }
 
-// begin begins all connections. If there are so many addresses that the head starts would take
+// start starts all connections. If there are so many addresses that the head starts would take
 // more than the time that is left, they are shorter, so that each address has its try.
-func (cl *client) begin(timeLeft time.Duration) {
+func (cl *client) start(timeLeft time.Duration) {
 	cl.timeLeft = timeLeft
 	cl.headStart = min(mostHeadStart, timeLeft/time.Duration(len(cl.addrs)))
-	cl.beginSome()
+	cl.startSome()
 }
 
-// beginSome begins a few connections, and the rest in the next turns. If all began at once, the
-// time that is measured for each would include the work of beginning all others.
-func (cl *client) beginSome() {
-	for range min(16, cl.connections-cl.begun) {
-		cl.begun++
-		c := &connection{client: cl, number: cl.begun}
+// startSome starts a few connections, and posts itself for the others. If all were started in one
+// turn, the time that is measured for each would include the work of starting the others.
+func (cl *client) startSome() {
+	for range min(16, cl.total-cl.started) {
+		cl.started++
+		c := &connection{client: cl, number: cl.started}
 		c.connectBy = later(cl.loop.kernel.now(), cl.timeLeft)
 		c.tryNext()
 	}
-	if cl.begun < cl.connections {
-		cl.loop.post(cl.beginSome)
+	if cl.started < cl.total {
+		cl.loop.post(cl.startSome)
 	}
 }
 
 // finish gives a connection its verdict. The run ends with the last one.
 func (c *connection) finish(status int, err error) {
 	c.tally.judge(status, err, 1)
-	if c.tally.judged == c.connections {
+	if c.tally.judged == c.total {
 		c.loop.stopped = true
 	}
 }
@@ -727,8 +732,7 @@ type attempt struct {
 	err    error         // why it has ended without a connection; nil as long as it has not
 }
 
-// isUnderWay is asked of attempts that have begun, while none has won.
-func (a *attempt) isUnderWay() bool { return a.err == nil }
+func (a *attempt) isAlive() bool { return a.err == nil }
 
 // tryNext begins an attempt with the next address for which that is possible. If there is none, and
 // no attempt is under way, the connection has failed.
@@ -736,19 +740,21 @@ func (c *connection) tryNext() {
 	for len(c.attempts) < len(c.addrs) {
 		a := &attempt{conn: c, to: c.addrs[len(c.attempts)]}
 		c.attempts = append(c.attempts, a)
-		a.err = a.begin()
-		if a.isUnderWay() {
+		a.err = a.connect()
+		if a.isAlive() {
 			return
 		}
 		c.loop.logf("%v: %v", a.to, a.err)
 	}
-	if !slices.ContainsFunc(c.attempts, (*attempt).isUnderWay) {
+	if !slices.ContainsFunc(c.attempts, (*attempt).isAlive) {
 		c.finish(statusOf(c.attempts), errors.New(outcomes(c.attempts)))
 	}
 }
 
-// nextDue is when to try the next address; never if there is none. All attempts of a connection
-// are due then, and whichever steps first tries that address. That makes nextDue later.
+// nextDue is when to try the next address; never if there is none. Whichever attempt steps first
+// then tries that address, and so makes nextDue later. Another attempt's seat can still have the
+// time before, which costs a step for nothing; it never has one that is too late. (The last attempt
+// has always called connect, or else tryNext would have gone on to the next address.)
 func (c *connection) nextDue() time.Duration {
 	if len(c.attempts) == len(c.addrs) {
 		return never
@@ -757,10 +763,9 @@ func (c *connection) nextDue() time.Duration {
 	return later(last.began, c.headStart)
 }
 
-// begin opens a socket, and calls connect for it. To make the socket non-blocking is a call of its
-// own, here as in the recipe, because it is what all else in this program rests on. (Linux could do
-// it in the call that opens.)
-func (a *attempt) begin() error {
+// connect opens a socket, and calls connect for it. To make the socket non-blocking is a call of
+// its own, here as in the recipe, because it is what all else in this program rests on.
+func (a *attempt) connect() error {
 	c := a.conn
 	k := c.loop.kernel
 	if k.now() >= c.connectBy {
@@ -787,9 +792,6 @@ func (a *attempt) begin() error {
 
 func (a *attempt) interest() readiness { return writable }
 
-// due is only asked for after the attempt's own steps. If another attempt tries the next address
-// meanwhile, the time that the loop has is too early, which costs a step for nothing. It is never
-// too late, because nextDue only ever gets later.
 func (a *attempt) due() time.Duration { return min(a.conn.nextDue(), a.conn.connectBy) }
 
 func (a *attempt) step() {
@@ -823,13 +825,13 @@ func (a *attempt) fail(err error) {
 func (a *attempt) win(local, peer netip.AddrPort, now time.Duration, lost error) {
 	c := a.conn
 	for _, other := range c.attempts {
-		if other != a && other.isUnderWay() {
+		if other != a && other.isAlive() {
 			other.err = fmt.Errorf("no answer in %.2fs", (now - other.began).Seconds())
 			c.loop.close(other.socket)
 		}
 	}
 	t := &c.tally
-	if lost == nil { // or else the kernel has forgotten the names
+	if lost == nil { // after a reset the kernel has no names any more, and they stay empty
 		c.loop.logf("connected %v to %v", local, peer)
 		c.peer = peer.String()
 		t.peer = c.peer
@@ -879,7 +881,7 @@ func outcomes(attempts []*attempt) string {
 // everything and then to read would end in a deadlock as soon as all buffers on the path are full.)
 type exchange struct {
 	conn  *connection
-	lost  error         // why nothing can be sent any more; mostly nil
+	lost  error         // why nothing can be sent any more; what can still be read counts
 	round int64         // the number of the present round, from 1; 0 before it begins
 	goal  int64         // the offset in the stream at which the round ends
 	began time.Duration // when the round began
@@ -902,10 +904,10 @@ func (x *exchange) interest() readiness {
 }
 
 // due is the end of the silence while bytes are missing, and the begin of the next round while none
-// is. If the connection is lost, it is at once.
+// is.
 func (x *exchange) due() time.Duration {
 	if x.lost != nil {
-		return 0
+		return 0 // at once
 	}
 	return min(x.nextRound(), x.silenceEnd())
 }
@@ -915,7 +917,7 @@ func (x *exchange) due() time.Duration {
 func (x *exchange) nextRound() time.Duration {
 	switch {
 	case x.round == 0:
-		return x.heard // at once
+		return 0 // at once
 	case x.isOwed() || x.isComplete():
 		return never
 	}
@@ -932,7 +934,8 @@ func (x *exchange) silenceEnd() time.Duration {
 	return later(max(x.began, x.heard), x.conn.job.ioTimeout)
 }
 
-// step moves bytes, and then looks whether that was too late, or was all.
+// step moves bytes, and then looks whether that was too late, or was all. A lost connection is read
+// until there is an error; it needs no other limit.
 func (x *exchange) step() {
 	now := x.conn.loop.kernel.now()
 	err := x.move(now)
@@ -948,7 +951,8 @@ func (x *exchange) step() {
 
 // move receives first, because that can end a round, and so the next one can begin. It sends
 // without waiting for writability: mostly there is room. If sending fails, the connection is lost,
-// but what has come before that counts first: there may be a wrong byte in it.
+// but what has come before that counts first: there may be a wrong byte in it. now, when the step
+// began, is what limits go by; times that are told are taken anew.
 func (x *exchange) move(now time.Duration) error {
 	err := x.receive()
 	if err != nil && err != errWouldBlock {
@@ -965,7 +969,7 @@ func (x *exchange) move(now time.Duration) error {
 }
 
 // receive reads once and compares. If there is more to read, the level-triggered poller will tell.
-// A lost connection is read until nothing is left, and then x.lost is the error.
+// If there is no more to read from a lost connection, the error is x.lost, whatever read says.
 func (x *exchange) receive() error {
 	c := x.conn
 	p, err := c.loop.read(c.socket, chunkSize)
@@ -977,7 +981,7 @@ func (x *exchange) receive() error {
 	c.tally.returned += right
 	x.heard = c.loop.kernel.now()
 	c.tally.heardAt = x.heard
-	if right > 0 && !x.isOwed() {
+	if right > 0 && !x.isOwed() { // a wrong byte in a pause ends no round
 		x.endRound()
 	}
 	return err
@@ -1039,9 +1043,9 @@ func (x *exchange) fail(err error) {
 }
 
 // explain adds to an error what an operator wants to know. If no right byte ever came back, that is
-// whether this is an echo server. If a connection was lost, it is how far the round had come, and
-// while that is nowhere, for how long nothing had flowed before: some paths forget idle
-// connections.
+// whether this is an echo server. If the connection was lost, it is how far the round had come. If
+// that is nowhere, and there was a pause before it, it is also for how long the connection was
+// idle: some paths forget idle connections.
 func (x *exchange) explain(err error) error {
 	c := x.conn
 	switch {
@@ -1055,7 +1059,7 @@ func (x *exchange) explain(err error) error {
 	size := c.job.flow.roundSize
 	back := c.returned % size // of the present round: all rounds have one size
 	round := x.round
-	idle := x.began - x.heard // negative as soon as some of the round is back
+	idle := x.began - x.heard
 	if x.isOwed() || round == 0 {
 		err = fmt.Errorf("%w (%d of %d bytes)", err, back, size)
 	} else { // in the pause before the next round
@@ -1163,7 +1167,7 @@ func run(args []string, out outside) (status int) {
 		fmt.Fprintln(out.stdout, "echomux", info.Main.Version, runtime.Version(), target)
 		return exitOK
 	}
-	k, err := out.newKernel()
+	k, err := out.newKernel() // without it there is only the report, which then does not need it
 	s.loop = newLoop(k)
 	s.server = server{loop: s.loop, print: s.print}
 	s.client.loop = s.loop
@@ -1228,7 +1232,7 @@ func (s *session) start() error {
 	default: // the recipe
 		s.client.target = s.server.bound.String()
 		s.client.addrs = []netip.AddrPort{s.server.bound}
-		s.client.begin(s.connectTimeout)
+		s.client.start(s.connectTimeout)
 	}
 	return nil
 }
@@ -1261,19 +1265,19 @@ func (s *session) found(addrs []netip.Addr, err error, began time.Duration) {
 		s.giveUp(status, fmt.Errorf("lookup %s: %s", s.host, text))
 		return
 	}
-	if s.address.IsValid() { // then this is it, and its zone, which net has dropped
+	if s.address.IsValid() { // net has checked its family, and dropped its zone
 		addrs = []netip.Addr{s.address}
 	}
 	for _, addr := range addrs {
 		s.client.addrs = append(s.client.addrs, netip.AddrPortFrom(addr.Unmap(), s.port))
 	}
-	s.client.begin(s.connectTimeout - (s.loop.kernel.now() - began))
+	s.client.start(s.connectTimeout - (s.loop.kernel.now() - began))
 }
 
 // giveUp gives all connections that have no verdict the same one, and ends the run.
 func (s *session) giveUp(status int, err error) {
 	t := &s.client.tally
-	t.judge(status, err, s.client.connections-t.judged)
+	t.judge(status, err, s.client.total-t.judged)
 	s.loop.stopped = true
 }
 
@@ -1337,12 +1341,14 @@ func (s *session) parse(args []string) error {
 			err = fmt.Errorf("-%s does nothing with -serve", f.Name)
 		}
 	})
+	if err != nil {
+		return err
+	}
 	s.connectTimeout = cmp.Or(s.connectTimeout, never)
 	job.ioTimeout = cmp.Or(job.ioTimeout, never)
 	job.rounds = cmp.Or(job.rounds, math.MaxInt64)
 	words := set.Args()
 	switch {
-	case err != nil:
 	case len(words) > 0:
 		words, err = s.parsePlace(words)
 	case s.serve:
@@ -1365,7 +1371,7 @@ func (s *session) defineFlags(job *job) *flag.FlagSet {
 	set.DurationVar(&job.ioTimeout, "io-timeout", 5500*time.Millisecond, "")
 	set.BoolVar(&job.connectOnly, "connect", false, "")
 	set.Func("size", "", s.parseSize)
-	set.Int64Var(&s.client.connections, "n", 1, "")
+	set.Int64Var(&s.client.total, "n", 1, "")
 	set.Int64Var(&job.rounds, "count", 1, "")
 	set.DurationVar(&job.every, "every", 0, "")
 	set.BoolFunc("4", "", func(string) error { s.family = "ip4"; return nil })
@@ -1530,7 +1536,7 @@ func printable(text string) string {
 }
 
 // report prints the lines at the end of the run, and returns the exit status. err is why the loop
-// could not go on, or could not begin.
+// could not go on, or could not begin. Then a server has the line of a connection that has failed.
 func (s *session) report(err error) (status int) {
 	if err != nil {
 		s.giveUp(exitLocal, err)
@@ -1563,21 +1569,21 @@ func (s *session) reportClient() (status int) {
 	case s.unwritten != nil: // some line before this one
 		msg = "failed"
 		status = exitLocal
-	case t.judged < cl.connections:
+	case t.judged < cl.total: // only a signal ends the loop before
 		msg = "interrupted"
 		status = s.signal
 	case status != exitOK:
 		msg = "failed"
 	}
 	line := []any{"status", status, "target", cl.target}
-	isOne := cl.connections == 1
+	isOne := cl.total == 1
 	if isOne {
 		line = append(line, "local", t.local, "peer", t.peer)
 	} else {
-		cause = "" // each has a line of its own
+		cause = "" // the cause of each status has a line of its own
 		ok := t.verdicts[exitOK]
-		line = append(line, "connections", cl.connections, "ok", ok, "failed", t.judged-ok,
-			"unfinished", cl.connections-t.judged)
+		line = append(line, "connections", cl.total, "ok", ok, "failed", t.judged-ok,
+			"unfinished", cl.total-t.judged)
 	}
 	line = append(line, "sent", t.sent, "returned", t.returned, "rounds", t.roundsBack)
 	line = append(line, t.connectTimes.pairs("connect", isOne)...)
@@ -1603,7 +1609,7 @@ func (s *session) reportCauses() (worst int) {
 			continue
 		}
 		worst = cmp.Or(worst, status) // exitOK is 0
-		if cl.connections > 1 {
+		if cl.total > 1 {
 			s.print("cause", "status", status, "target", cl.target,
 				"connections", cl.tally.verdicts[status], "error", cl.tally.causes[status])
 		}
@@ -1636,9 +1642,10 @@ func (h *histogram) add(d time.Duration) {
 // percentile returns the time that the given share of all times does not exceed.
 func (h *histogram) percentile(share float64) time.Duration {
 	rank := int(math.Ceil(share * float64(h.n)))
-	i := 0
-	for seen := h.buckets[0]; seen < rank; seen += h.buckets[i] {
+	i := -1
+	for seen := 0; seen < rank; {
 		i++
+		seen += h.buckets[i]
 	}
 	middle := math.Float64frombits(uint64(i+firstBucket)<<48 | 1<<47)
 	return min(max(time.Duration(middle), h.least), h.most)

@@ -64,8 +64,8 @@ func (k *poller) change(s socket, filter, flags int, fflags uint32) error {
 
 // wait calls kevent(2). A socket whose filters both have something to say is returned twice. That
 // it has failed, or that the peer has sent FIN, comes as EV_EOF with the filter that it concerns;
-// the machine's next call on the socket tells. EINTR comes because the Go runtime signals its own
-// threads.
+// the machine's next call on the socket tells. EINTR: there was a signal, for instance SIGCONT, or
+// one that the Go runtime sends to its own threads.
 func (k *poller) wait(ms int) ([]socket, error) {
 	limit := unix.NsecToTimespec(int64(ms) * int64(time.Millisecond))
 	timeout := &limit
@@ -195,8 +195,9 @@ func (k *poller) read(s socket, p []byte) (int, error) {
 	return max(0, n), fault("read", err)
 }
 
-// write calls write(2). After a reset that says EPIPE. The signal that comes with it, SIGPIPE, is
-// ignored by the Go runtime, but for standard output and standard error.
+// write calls write(2). After a reset that says ECONNRESET, or EPIPE if ECONNRESET was told before,
+// or if the peer had half-closed. The signal that comes with EPIPE, SIGPIPE, is ignored by the Go
+// runtime, but for standard output and standard error.
 func (k *poller) write(s socket, p []byte) (int, error) {
 	n, err := unix.Write(int(s), p)
 	return max(0, n), fault("write", err)

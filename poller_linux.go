@@ -61,7 +61,8 @@ func (k *poller) watch(s socket, was, want readiness) error {
 }
 
 // wait calls epoll_wait(2). It reports EPOLLERR and EPOLLHUP even if nobody asks; the machine's
-// next call on the socket tells why. EINTR comes because the Go runtime signals its own threads.
+// next call on the socket tells why. EINTR: there was a signal, for instance SIGCONT, or one that
+// the Go runtime sends to its own threads.
 func (k *poller) wait(ms int) ([]socket, error) {
 	n, err := unix.EpollWait(k.epfd, k.events[:], ms)
 	if err == unix.EINTR {
@@ -136,7 +137,7 @@ func (k *poller) setNonblock(s socket) error {
 }
 
 // connect calls connect(2). EINPROGRESS is the rule; EALREADY and EINTR also mean that connecting
-// goes on. EAGAIN does not mean would block here, but what EADDRNOTAVAIL means.
+// goes on. EAGAIN means here what EADDRNOTAVAIL means: no local port is free.
 func (k *poller) connect(s socket, to netip.AddrPort) error {
 	sa, err := sockaddr(to)
 	if err != nil {
@@ -182,8 +183,9 @@ func (k *poller) read(s socket, p []byte) (int, error) {
 	return max(0, n), fault("read", err)
 }
 
-// write calls write(2). After a reset that says EPIPE. The signal that comes with it, SIGPIPE, is
-// ignored by the Go runtime, but for standard output and standard error.
+// write calls write(2). After a reset that says ECONNRESET, or EPIPE if ECONNRESET was told before,
+// or if the peer had half-closed. The signal that comes with EPIPE, SIGPIPE, is ignored by the Go
+// runtime, but for standard output and standard error.
 func (k *poller) write(s socket, p []byte) (int, error) {
 	n, err := unix.Write(int(s), p)
 	return max(0, n), fault("write", err)
@@ -298,8 +300,8 @@ func addrPort(sa syscall.Sockaddr) netip.AddrPort {
 func resolver() *net.Resolver { return &net.Resolver{PreferGo: true, Dial: askNameServer} }
 
 // askNameServer gives a name server a second to answer. Go's resolver would wait for five, and so
-// a first server that is dead would cost all the time that there is. The resolver sets its deadline
-// as soon as it has the connection; so ours is set later, when it has come.
+// a first server that is dead would cost all the time that there is. The resolver would overwrite a
+// deadline that is set here; so a timer ends the connection's reads.
 func askNameServer(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, network, address)
 	if err == nil {
