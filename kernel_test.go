@@ -933,8 +933,8 @@ func TestKernelExhausted(t *testing.T) {
 // from their sockets on. Where linux is "", the function is one system's own.
 var twinDifferences = []struct{ function, linux, darwin, why string }{
 	{"open", "unix.SOCK_STREAM|unix.SOCK_CLOEXEC", "unix.SOCK_STREAM", "XNU has no such flag"},
-	{"connect", "case unix.EADDRNOTAVAIL, unix.EAGAIN:\n\t\treturn errNoLocal\n",
-		"case unix.EADDRNOTAVAIL:\n\t\treturn errNoLocal\n\tcase unix.EINVAL:\n\t\treturn errSelf\n",
+	{"connect", "\t\treturn errNoLocal\n", "\t\treturn errNoLocal\n\tcase unix.EINVAL:\n" +
+		"\t\tif to.Addr().Is4() {\n\t\t\treturn errSelf\n\t\t}\n",
 		"XNU refuses to connect a socket to itself"},
 	{"connectResult", "unix.ENOTCONN {", "unix.ENOTCONN || err == unix.EINVAL {",
 		"XNU knows no peer once the connection has ended"},

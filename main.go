@@ -165,7 +165,7 @@ var (
 	errReset       = errors.New("connection reset by peer")
 	errRefused     = errors.New("connection refused")
 	errTimedOut    = errors.New("timed out")
-	errUnreachable = errors.New("unreachable")                  // a router has said so
+	errUnreachable = errors.New("unreachable")                  // no way to the host is known
 	errNoFamily    = errors.New("address family not supported") // say, a machine without IPv6
 	errNoLocal     = errors.New("cannot assign requested address: " +
 		"no local port is free, or this machine has no address of that kind")

@@ -30,12 +30,12 @@ func newKernel() (kernel, error) {
 		return nil, fault("kqueue", err)
 	}
 	k := &poller{kq: kq, start: time.Now()}
-	// EV_CLEAR: a user event that was reported is over, so wait has nothing to read.
+	// EV_CLEAR: a user event is over as soon as it was reported, so wait has nothing to read.
 	return k, k.change(0, unix.EVFILT_USER, unix.EV_ADD|unix.EV_CLEAR, 0)
 }
 
-// watch adds and deletes filters. A socket has two, which are not bits of a mask: their names are
-// the numbers -1 and -2.
+// watch adds and deletes filters. kqueue has one for each direction, so each is added and deleted
+// by itself. (EVFILT_READ and EVFILT_WRITE are negative numbers, not bits of a mask.)
 func (k *poller) watch(s socket, was, want readiness) error {
 	err := k.filter(s, unix.EVFILT_READ, was&readable, want&readable)
 	if err != nil {
@@ -54,7 +54,7 @@ func (k *poller) filter(s socket, filter int, was, want readiness) error {
 	return k.change(s, filter, unix.EV_ADD, 0)
 }
 
-// change calls kevent(2) without room for events, and so it returns none that wait ought to have.
+// change calls kevent(2) with no room for events, so that it takes none away from wait.
 func (k *poller) change(s socket, filter, flags int, fflags uint32) error {
 	changes := []unix.Kevent_t{{Fflags: fflags}}
 	unix.SetKevent(&changes[0], int(s), filter, flags)
@@ -95,8 +95,9 @@ func (k *poller) wake() { k.change(0, unix.EVFILT_USER, 0, unix.NOTE_TRIGGER) }
 func (k *poller) now() time.Duration { return time.Since(k.start) }
 
 // fault turns an error number into the error of the contract that it means. Any other error gets
-// the name of the call that it came from. EPROTOTYPE is what write says here while a reset is under
-// way (tcp_usr_send in XNU's bsd/netinet/tcp_usrreq.c).
+// the name of the call that it came from. EPROTOTYPE is what write says while a reset is under way,
+// up to macOS 11 (tcp_usr_send in XNU's bsd/netinet/tcp_usrreq.c). EHOSTDOWN is what it says if a
+// host of the own network does not answer ARP any more (route_to_gwroute in bsd/net/route.c).
 func fault(call string, err error) error {
 	switch err {
 	case nil:
@@ -109,7 +110,7 @@ func fault(call string, err error) error {
 		return errRefused
 	case unix.ETIMEDOUT:
 		return errTimedOut
-	case unix.ENETUNREACH, unix.EHOSTUNREACH:
+	case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EHOSTDOWN, unix.ENETDOWN:
 		return errUnreachable
 	case unix.EAFNOSUPPORT:
 		return errNoFamily
@@ -145,8 +146,9 @@ func (k *poller) setNonblock(s socket) error {
 }
 
 // connect calls connect(2). EINPROGRESS is the rule; EALREADY and EINTR also mean that connecting
-// goes on. EINVAL means that an IPv4 socket would have connected to itself, which XNU refuses
-// (tcp_connect in its bsd/netinet/tcp_usrreq.c).
+// goes on. EADDRINUSE and EAGAIN mean here what EADDRNOTAVAIL means: no local port is free. EINVAL
+// means that an IPv4 socket would have connected to itself, which XNU refuses (tcp_connect in its
+// bsd/netinet/tcp_usrreq.c).
 func (k *poller) connect(s socket, to netip.AddrPort) error {
 	sa, err := sockaddr(to)
 	if err != nil {
@@ -156,10 +158,12 @@ func (k *poller) connect(s socket, to netip.AddrPort) error {
 	switch err {
 	case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
 		return nil
-	case unix.EADDRNOTAVAIL:
+	case unix.EADDRNOTAVAIL, unix.EADDRINUSE, unix.EAGAIN:
 		return errNoLocal
 	case unix.EINVAL:
-		return errSelf
+		if to.Addr().Is4() {
+			return errSelf
+		}
 	}
 	return fault("connect", err)
 }
@@ -167,7 +171,7 @@ func (k *poller) connect(s socket, to netip.AddrPort) error {
 // connectResult reads SO_ERROR, which is cleared by that, so its value has to be acted on. 0 means
 // that connect has not failed. Whether connecting is done, only the peer's name tells: ENOTCONN
 // means that it still goes on. EINVAL means that the connection has ended since SO_ERROR was read
-// (getpeername in XNU's bsd/kern/uipc_syscalls.c); the next call tells how.
+// (getpeername in XNU's bsd/kern/uipc_syscalls.c); the next connectResult finds out how.
 func (k *poller) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 	errno, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
@@ -229,7 +233,7 @@ func (k *poller) listen(at netip.AddrPort) (socket, netip.AddrPort, error) {
 // SO_REUSEADDR lets a server start again while connections of the server before are in TIME_WAIT.
 // SO_KEEPALIVE finds out that a client has vanished, which would hold a descriptor for ever.
 // Without IPV6_V6ONLY [::] takes IPv4 too. The backlog is the largest number that fits in 16 bits;
-// the kernel reduces it to its own limit, which is 128 (kern.ipc.somaxconn).
+// the kernel reduces it to its own limit, which is mostly 128 (kern.ipc.somaxconn).
 func bindAndListen(fd int, at netip.AddrPort) (bound netip.AddrPort, err error) {
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
@@ -252,9 +256,10 @@ func bindAndListen(fd int, at netip.AddrPort) (bound netip.AddrPort, err error) 
 	return addrPort(name), fault("getsockname", err)
 }
 
-// accept calls accept(2); an accepted socket inherits O_NONBLOCK here. ECONNABORTED is about a
-// connection that was reset in the backlog. If there is no descriptor, the connection that waited
-// is gone (accept_nocancel in XNU's bsd/kern/uipc_syscalls.c), where Linux keeps it in the backlog.
+// accept calls accept(2); an accepted socket inherits O_NONBLOCK here. A connection that was reset
+// in the backlog comes without an address, of which package syscall makes ECONNABORTED. If there is
+// no descriptor, the connection that waited is gone (accept_nocancel in XNU's
+// bsd/kern/uipc_syscalls.c), where Linux keeps it in the backlog.
 func (k *poller) accept(s socket) (socket, netip.AddrPort, error) {
 	fd, sa, err := syscall.Accept(int(s))
 	switch err {
@@ -269,8 +274,7 @@ func (k *poller) accept(s socket) (socket, netip.AddrPort, error) {
 // ---- Addresses, names, signals ----
 
 // sockaddr returns a in the kernel's form. A zone is the name or the number of an interface. (All
-// calls with addresses are those of package syscall: x/sys would ask the kernel for SO_PROTOCOL
-// with each address that it returns.)
+// calls with addresses are those of package syscall, as in poller_linux.go.)
 func sockaddr(a netip.AddrPort) (syscall.Sockaddr, error) {
 	if a.Addr().Is4() {
 		return &syscall.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil

@@ -137,7 +137,7 @@ func (k *poller) setNonblock(s socket) error {
 }
 
 // connect calls connect(2). EINPROGRESS is the rule; EALREADY and EINTR also mean that connecting
-// goes on. EAGAIN means here what EADDRNOTAVAIL means: no local port is free.
+// goes on. EADDRINUSE and EAGAIN mean here what EADDRNOTAVAIL means: no local port is free.
 func (k *poller) connect(s socket, to netip.AddrPort) error {
 	sa, err := sockaddr(to)
 	if err != nil {
@@ -147,7 +147,7 @@ func (k *poller) connect(s socket, to netip.AddrPort) error {
 	switch err {
 	case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
 		return nil
-	case unix.EADDRNOTAVAIL, unix.EAGAIN:
+	case unix.EADDRNOTAVAIL, unix.EADDRINUSE, unix.EAGAIN:
 		return errNoLocal
 	}
 	return fault("connect", err)
@@ -256,8 +256,8 @@ func (k *poller) accept(s socket) (socket, netip.AddrPort, error) {
 // ---- Addresses, names, signals ----
 
 // sockaddr returns a in the kernel's form. A zone is the name or the number of an interface. (All
-// calls with addresses are those of package syscall: x/sys would ask the kernel for SO_PROTOCOL
-// with each address that it returns.)
+// calls with addresses are those of package syscall: those of x/sys ask the kernel for SO_PROTOCOL
+// with each address that they return.)
 func sockaddr(a netip.AddrPort) (syscall.Sockaddr, error) {
 	if a.Addr().Is4() {
 		return &syscall.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, nil

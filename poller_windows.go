@@ -24,19 +24,19 @@ import (
 // poller is the real kernel. Its select keeps no list of what is watched, so the list is here.
 // (WSAPoll reports no failed connect before Windows 10 2004.)
 type poller struct {
-	watched   map[socket]readiness
-	waker     socket        // a UDP socket, which is readable after wake
-	reads     fdSet         // what is watched for readable
-	writes    fdSet         // what is watched for writable
-	fails     fdSet         // what is watched for writable alone: it may be connecting, and fail
-	ready     []socket      // what wait returns
-	doubtful  time.Duration // when fails was returned last, whatever select had found
-	start     int64         // now is the time since then, in counts of a counter
-	frequency int64         // counts in a second
+	watched     map[socket]readiness
+	waker       socket        // a UDP socket, which is readable after wake
+	reads       fdSet         // what is watched for readable
+	writes      fdSet         // what is watched for writable
+	writeOnly   fdSet         // what is watched for writable alone: it may be connecting, and fail
+	ready       []socket      // what wait returns
+	recheckedAt time.Duration // when writeOnly was returned last, whatever select had found
+	start       int64         // now is the time since then, in counts of a counter
+	frequency   int64         // counts in a second
 }
 
-// fdSet is the fd_set of winsock2.h: a count and that many sockets. The count is a u_int, padded to
-// a word. (FD_SETSIZE is only the size of the array that C declares.)
+// fdSet is the fd_set of winsock2.h: a count, which is element 0 here, and that many sockets. The
+// count is a u_int, padded to a word. (FD_SETSIZE is only the size of the array that C declares.)
 type fdSet []socket
 
 func (set *fdSet) clear() { *set = append((*set)[:0], 0) }
@@ -93,11 +93,11 @@ func (k *poller) watch(s socket, was, want readiness) error {
 func (k *poller) wait(ms int) ([]socket, error) {
 	k.fillSets()
 	k.ready = k.ready[:0]
-	if len(k.fails) > 1 {
-		ms = k.doubt(ms)
+	if k.writeOnly[0] > 0 {
+		ms = k.recheck(ms)
 	}
-	n, err := selectReady(k.reads, k.writes, k.fails, ms)
-	if err != nil || n == 0 { // after a timeout nobody promises that the sets are empty
+	n, err := selectReady(k.reads, k.writes, k.writeOnly, ms)
+	if err != nil || n == 0 { // what is in the sets after a timeout is not defined
 		return k.ready, err
 	}
 	for _, s := range k.reads.members() {
@@ -108,14 +108,14 @@ func (k *poller) wait(ms int) ([]socket, error) {
 		k.ready = append(k.ready, s)
 	}
 	k.ready = append(k.ready, k.writes.members()...)
-	k.ready = append(k.ready, k.fails.members()...)
+	k.ready = append(k.ready, k.writeOnly.members()...)
 	return k.ready, nil
 }
 
 func (k *poller) fillSets() {
 	k.reads.clear()
 	k.writes.clear()
-	k.fails.clear()
+	k.writeOnly.clear()
 	k.reads.add(k.waker)
 	for s, want := range k.watched {
 		if want&readable != 0 {
@@ -125,19 +125,20 @@ func (k *poller) fillSets() {
 			k.writes.add(s)
 		}
 		if want == writable {
-			k.fails.add(s)
+			k.writeOnly.add(s)
 		}
 	}
 }
 
-// doubt returns the sockets of fails once in a second, ready or not. select tells only him who
-// waits for reading that the peer has reset a connection, and the full buffer of another one stays
-// full. It returns the time for select.
-func (k *poller) doubt(ms int) int {
-	left := k.doubtful + time.Second - k.now()
+// recheck adds the sockets of writeOnly to ready once in a second, and returns how long select may
+// wait. select reports a reset among the sockets that are watched for reading alone. After one, a
+// socket that is watched for writable alone may never be reported, because its buffer stays full.
+// So its machine tries.
+func (k *poller) recheck(ms int) int {
+	left := k.recheckedAt + time.Second - k.now()
 	if left <= 0 {
-		k.doubtful = k.now()
-		k.ready = append(k.ready, k.fails.members()...)
+		k.recheckedAt = k.now()
+		k.ready = append(k.ready, k.writeOnly.members()...)
 		return 0
 	}
 	leftMs := int(left/time.Millisecond) + 1
@@ -274,7 +275,8 @@ func (k *poller) setNonblock(s socket) error {
 	return nil
 }
 
-// connect calls connect of Winsock. WSAEWOULDBLOCK is the rule.
+// connect calls connect of Winsock. WSAEWOULDBLOCK is the rule: connecting is under way. WSAENOBUFS
+// is what it says if all local ports are in use, many of them in TIME_WAIT.
 func (k *poller) connect(s socket, to netip.AddrPort) error {
 	sa, err := sockaddr(to)
 	if err != nil {
@@ -287,16 +289,17 @@ func (k *poller) connect(s socket, to netip.AddrPort) error {
 	switch err {
 	case windows.WSAEWOULDBLOCK:
 		return nil
-	case windows.WSAEADDRNOTAVAIL, windows.WSAEADDRINUSE:
+	case windows.WSAEADDRNOTAVAIL, windows.WSAEADDRINUSE, windows.WSAENOBUFS:
 		return errNoLocal
 	}
 	return fault("connect", err)
 }
 
-// refuseAtOnce: Windows answers a reset by sending the SYN again, for 2 s, in the hope of a
-// listener. On loopback there is none to hope for; Go and libuv ask for the same. It is 0xffff, for
-// the usual time, and TCP_INITIAL_RTO_NO_SYN_RETRANSMISSIONS (mstcpip.h). Before Windows 10 1709 it
-// fails, and the refusal takes its time.
+// refuseAtOnce: when its SYN is refused, Windows sends it again, for 2 s, in the hope of a
+// listener. On loopback there is none to hope for; Go and libuv ask for the same. rto is the struct
+// TCP_INITIAL_RTO_PARAMETERS of mstcpip.h: 0xffff keeps the usual time, 0xfe is
+// TCP_INITIAL_RTO_NO_SYN_RETRANSMISSIONS. Before Windows 10 1709 it fails, and the refusal takes
+// its time.
 func refuseAtOnce(h windows.Handle) {
 	rto := [4]byte{0xff, 0xff, 0xfe}
 	var n uint32
@@ -304,8 +307,10 @@ func refuseAtOnce(h windows.Handle) {
 }
 
 // connectResult asks select, without waiting, whether connecting has ended. The peer's name does
-// not tell: Winsock knows it as soon as connect was called (zbus pull request 1964). How it has
-// ended, SO_ERROR tells, which is cleared by that, so its value has to be acted on.
+// not tell: Winsock knows it as soon as connect was called (zbus pull request 1964). An error in
+// SO_ERROR counts whatever select says; it is cleared by being read. Without one, a socket that is
+// not ready still connects, one that has failed does not say why, and all others are connected, or
+// were.
 func (k *poller) connectResult(s socket) (local, peer netip.AddrPort, err error) {
 	fails := fdSet{1, s}
 	n, err := selectReady(fdSet{0}, fdSet{1, s}, fails, 0)
@@ -320,7 +325,7 @@ func (k *poller) connectResult(s socket) (local, peer netip.AddrPort, err error)
 		return local, peer, fault("connect", windows.Errno(errno))
 	case n == 0:
 		return local, peer, errWouldBlock
-	case fails[0] > 0: // or select would say so for ever
+	case fails[0] > 0: // if this were would block, select would say so for ever
 		return local, peer, errors.New("connect: failed without a reason")
 	}
 	to, err := windows.Getpeername(windows.Handle(s))
@@ -382,9 +387,9 @@ func (k *poller) listen(at netip.AddrPort) (socket, netip.AddrPort, error) {
 }
 
 // bindAndListen sets the options of a listener. SO_REUSEADDR would let other programs listen to the
-// same port; SO_EXCLUSIVEADDRUSE forbids it to them, at the price that bind fails while connections
-// of the server before are in TIME_WAIT (src/win/tcp.c of libuv). Without IPV6_V6ONLY [::] takes
-// IPv4 too.
+// same port; SO_EXCLUSIVEADDRUSE forbids it to them. But then bind fails while a connection of the
+// server before still exists, if only in TIME_WAIT (src/win/tcp.c of libuv). Without IPV6_V6ONLY
+// [::] takes IPv4 too.
 func bindAndListen(h windows.Handle, at netip.AddrPort) (bound netip.AddrPort, err error) {
 	windows.SetsockoptInt(h, windows.SOL_SOCKET, soExclusiveAddrUse, 1)
 	if at.Addr().Is6() {
@@ -472,8 +477,8 @@ func addrPort(sa windows.Sockaddr) netip.AddrPort {
 // resolver asks the system, which knows more sources than a hosts file and DNS.
 func resolver() *net.Resolver { return &net.Resolver{} }
 
-// endingSignals end the program. SIGINT is Ctrl-C, SIGTERM is the end of the console or of the
-// session.
+// endingSignals end the program. SIGINT is Ctrl-C or Ctrl-Break, SIGTERM is the end of the console
+// or of the session.
 func endingSignals() map[os.Signal]int {
 	return map[os.Signal]int{windows.SIGINT: 130, windows.SIGTERM: 143}
 }
