@@ -144,8 +144,9 @@ func TestMessages(t *testing.T) {
 		"binary input":        {"", "-", "\x00\xff\r\n\n", "\x00\xff\r\n\n"},
 		"long input":          {"-count 2", "-", long, long + long},
 	}, func(t *testing.T, c message) {
-		if strings.Contains(c.words, "\xc3") && echomux(t).goos == "windows" {
-			t.Skip("Windows has arguments of another encoding")
+		odd := strings.Contains(c.words, "\xc3") || strings.Contains(c.words, long)
+		if odd && echomux(t).goos == "windows" {
+			t.Skip("Windows has arguments of another encoding, and of 32 KiB together")
 		}
 		var peer recorder
 		p := commandTo(t, listen(t, "127.0.0.1:0", peer.play), c.flags)
