@@ -277,7 +277,7 @@ type growth struct {
 // does, the ratio is 1. (How much of it is the kernel's, the careful client shows.)
 func BenchmarkGrowth(b *testing.B) {
 	for _, g := range []growth{
-		{"byte", work.echomux, []int{1e7, 1e8, 4e9},
+		{"byte", work.echomux, []int{1e7, 1e8, 2e9},
 			func(n int) work { return work{1, 1, 64 + n} }}, // a single one is of the pattern, too
 		{"round", work.echomux, []int{1e3, 1e5, 1e6},
 			func(n int) work { return work{1, n, 64} }},
