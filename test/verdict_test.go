@@ -178,6 +178,11 @@ func oneMore(p []byte) []byte { return append(p, 'x') }
 func TestVerdict(t *testing.T) { each(t, meetings, checkMeeting) }
 
 func checkMeeting(t *testing.T, m meeting) {
+	name := t.Name()
+	early := strings.HasSuffix(name, "resets_at_once") || strings.HasSuffix(name, "resets,_only_connect")
+	if early && !echomux(t).namesConnectErrors() {
+		t.Skip("QEMU hands on the host's number for a reset")
+	}
 	var port string
 	if m.peer == nil {
 		port = closedPort(t)
