@@ -320,6 +320,9 @@ func TestStoppedConnect(t *testing.T) {
 		"made, reset, enough": {resets, "-connect", 0, "", ""},
 		"not":                 {nil, "", 4, "127.0.0.1: timed out", ""},
 	}, func(t *testing.T, m meeting) {
+		if strings.Contains(t.Name(), "reset") && !echomux(t).namesConnectErrors() {
+			t.Skip("QEMU hands on the host's number for a reset")
+		}
 		listener := shortBacklog(t)
 		port := portOf(listener.Addr())
 		dial(t, port)
