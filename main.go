@@ -1196,11 +1196,12 @@ func run(args []string, out outside) (status int) {
 
 // session is one run of the program: a client, a server, or in the recipe both.
 type session struct {
-	outside outside
-	loop    *loop
-	server  server
-	client  client
-	signal  int // the exit status of the signal that has ended the loop; 0 if none has
+	outside   outside
+	loop      *loop
+	server    server
+	client    client
+	signal    int   // the exit status of the signal that has ended the loop; 0 if none has
+	unwritten error // why a result line could not be written
 
 	// What the command line says, beside the client's job:
 	connectTimeout time.Duration // never if there is no limit
@@ -1210,7 +1211,6 @@ type session struct {
 	port           uint16     // 0: the kernel chooses
 	family         string     // ip, ip4 or ip6
 	address        netip.Addr // ADDRESS, or HOST if that is an address
-	unwritten      error      // why a result line could not be written
 
 	serve, json, verbose, quiet, version bool // the flags of these names
 }
