@@ -173,6 +173,14 @@ func (p *program) namesConnectErrors() bool {
 // not of an emulator.
 func (p *program) isProcess() bool { return len(p.words) == 1 && p.goos == runtime.GOOS }
 
+// skipShort skips, with -short, what no system decides: it is the same on all.
+func skipShort(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: it is the same on every system")
+	}
+}
+
 // needSignals skips the test of a program that knows no signals.
 func needSignals(t testing.TB) {
 	t.Helper()

@@ -29,6 +29,7 @@ func keys(which, connect, rtt, more string) string {
 
 // TestKeys: the command line decides the keys, and both forms have the same ones.
 func TestKeys(t *testing.T) {
+	skipShort(t)
 	port := listen(t, "127.0.0.1:0", echoes)
 	const peer, all = " local peer", " connections ok failed unfinished"
 	each(t, map[string]struct{ flags, keys string }{
@@ -245,6 +246,7 @@ type damage struct {
 // TestDamage: a byte that differs is told by its place, wherever that is, and bytes that are lost
 // or come twice are seen.
 func TestDamage(t *testing.T) {
+	skipShort(t)
 	stream, period := pattern(t, "-size 3M")
 	const size = 1_200_000 // two rounds of it
 	damages := map[string]damage{}

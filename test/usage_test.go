@@ -46,6 +46,7 @@ var refused = map[string]string{
 // TestUsage: a command line that is refused exits 2, with one line on standard error that names the
 // word, and nothing is sent.
 func TestUsage(t *testing.T) {
+	skipShort(t)
 	var peer recorder
 	port := listen(t, "127.0.0.1:0", peer.play)
 	t.Cleanup(func() {
