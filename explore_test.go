@@ -10,13 +10,12 @@ package main
 // choice was, and how to run it again.
 //
 //	go test -run Explore                                        all parts, in some seconds
-//	go test -run Explore -explore.budget=3 -timeout=0           more deviations in a run
+//	go test -run Explore -explore.more=1 -timeout=0             more deviations in a run
 //	go test -run Explore -explore.run=attempts/3.0.1.2          one list, with -v
 //	go test -run Explore -explore.random=1000000 -explore.seed=7  longer worlds, at random
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -34,7 +33,7 @@ import (
 
 var (
 	exploreRun    = flag.String("explore.run", "", "run the list PART/CHOICE.CHOICE... alone")
-	exploreBudget = flag.Int("explore.budget", 0, "deviations in a run, instead of each part's own")
+	exploreMore   = flag.Int("explore.more", 0, "deviations in a run beside each part's own")
 	exploreRandom = flag.Int("explore.random", 10000, "runs of longer worlds at random")
 	exploreSeed   = flag.Uint64("explore.seed", 1, "seed of the random runs")
 )
@@ -185,7 +184,7 @@ func (p *part) explore(t *testing.T) {
 	runs := 0
 	for more := true; more; {
 		runs++
-		c.budget = cmp.Or(*exploreBudget, p.budget)
+		c.budget = p.budget + *exploreMore
 		wrong := p.run(c, k)
 		if wrong != "" {
 			t.Errorf("run %d, %s/%v: %s", runs, p.name, c, wrong)
@@ -487,8 +486,8 @@ func (w *simWorld) chooseScript(c *choices) (s script, status int) {
 func exchangeWorld(c *choices) *simWorld {
 	w := newWorld("abc"[:1+c.choose("more bytes", 3)])
 	w.scripts[0], w.expected = w.chooseScript(c)
-	if len(w.stream) == 3 && *exploreBudget == 0 {
-		c.budget = min(c.budget, 1) // or else it would take a minute
+	if len(w.stream) == 3 {
+		c.budget-- // or else it would take a minute
 	}
 	return w
 }

@@ -68,6 +68,26 @@ func anchors(text string) (names []string) {
 }
 
 var (
+	typeForm   = regexp.MustCompile(`(?ms)^type (\w+) (?:struct|interface) \{\n(.*?)^\}$`)
+	methodForm = regexp.MustCompile(`(?m)^func \(\w+ \*?(\w+)\) (\w+)\(`)
+	namedForm  = regexp.MustCompile("`([a-z]\\w*)\\.([a-z]\\w*)`")
+)
+
+// TestDocsNames: a `type.name` of the lesson is a method or a field of the program.
+func TestDocsNames(t *testing.T) {
+	sources := read(t, "main.go") + read(t, "poller_linux.go") + read(t, "poller_windows.go")
+	for _, named := range namedForm.FindAllStringSubmatch(read(t, "doc/lesson.md"), -1) {
+		isNamed := func(match []string) bool { return match[1] == named[1] && match[2] == named[2] }
+		field := regexp.MustCompile(`(?m)^\t(\w+, )*` + named[2] + `\b`)
+		isField := func(match []string) bool { return match[1] == named[1] && field.MatchString(match[2]) }
+		if !slices.ContainsFunc(methodForm.FindAllStringSubmatch(sources, -1), isNamed) &&
+			!slices.ContainsFunc(typeForm.FindAllStringSubmatch(sources, -1), isField) {
+			t.Errorf("doc/lesson.md names %s, which there is not", named[0])
+		}
+	}
+}
+
+var (
 	usageFlag = regexp.MustCompile(`(?m)^  (-[^\s,]+(?:, -[^\s,]+)*)( \S+)?  +(\S.*)$`)
 	flagDash  = regexp.MustCompile(`(^| )-`)
 )
