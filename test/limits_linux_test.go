@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -213,12 +214,17 @@ func TestPaused(t *testing.T) {
 
 // ---- Memory ----
 
-// TestServeMemory: an idle client costs a server little, whatever it has sent before, and one that
-// does not read a small buffer; and descriptors are given back.
+// TestServeMemory: an idle client costs a server little, whatever it has sent before, and many that
+// do not read a small buffer each; and descriptors are given back.
 func TestServeMemory(t *testing.T) {
 	t.Parallel()
 	needProcess(t)
-	const each, bytes = 200, 300_000
+	const bytes = 300_000
+	stream := make([]byte, 32<<20)
+	echoed := func(c *net.TCPConn) {
+		go c.Write(stream[:bytes])
+		io.CopyN(io.Discard, c, bytes)
+	}
 	p, port := startServer(t, nil)
 	var clients []*net.TCPConn
 	none := p.holds(t).descriptors
@@ -229,17 +235,18 @@ func TestServeMemory(t *testing.T) {
 		n, most int // kB for each
 		play    script
 	}{
-		{1, 2000, closes}, // the first one pays for all
-		{each, 8, func(c *net.TCPConn) { io.CopyN(io.Discard, c, bytes) }},
-		{each, 200, func(c *net.TCPConn) {}},
+		{1, 2000, echoed}, // the first one pays for all
+		{200, 8, echoed},
+		{30, 100, func(c *net.TCPConn) { flood(c, stream) }},
 	} {
 		before := p.holds(t)
+		var plays sync.WaitGroup
 		for range kind.n {
 			c := dial(t, port)
 			clients = append(clients, c)
-			go c.Write(make([]byte, bytes))
-			kind.play(c)
+			plays.Go(func() { kind.play(c) })
 		}
+		plays.Wait()
 		eventually(t, "all are accepted", has(len(clients)))
 		after := p.holds(t)
 		if (after.memory-before.memory)/kind.n > kind.most {

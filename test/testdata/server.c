@@ -20,8 +20,8 @@
 #include <unistd.h>
 
 enum {
-	CHUNK = 64 << 10, // bytes of one read, at most
-	BATCH = 256,      // events of one epoll_wait, at most
+	CHUNK = 256 << 10, // bytes of one read, at most
+	BATCH = 256,       // events of one epoll_wait, at most
 };
 
 struct client {
