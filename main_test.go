@@ -167,11 +167,11 @@ func TestHistogram(t *testing.T) {
 		if h.least != times[0] || h.most != times[len(times)-1] || h.n != len(times) {
 			t.Errorf("spread %v: %d times from %v to %v", spread, h.n, h.least, h.most)
 		}
-		for _, share := range []float64{0.01, 0.5, 0.99} {
-			want := times[int(share*float64(len(times)))-1]
-			off := float64(h.percentile(share))/float64(want) - 1
+		for percent := 1; percent < 100; percent++ {
+			want := times[len(times)*percent/100-1]
+			off := float64(h.percentile(float64(percent)/100))/float64(want) - 1
 			if math.Abs(off) > 0.05 {
-				t.Errorf("spread %v: percentile %v is off by %.1f%%", spread, share, off*100)
+				t.Errorf("spread %v: percentile %d is off by %.1f%%", spread, percent, off*100)
 			}
 		}
 	}

@@ -457,7 +457,8 @@ func (r result) of(msg string) (found []line) {
 	return found
 }
 
-// want checks the status and the last line. cause is its error, where * is any text.
+// want checks the status and the last line. cause is its error, where * is any text. If several
+// connections have failed, there are lines for their causes, and no others.
 func (r result) want(t testing.TB, status int, msg, cause string) line {
 	t.Helper()
 	l := r.last(t)
@@ -466,6 +467,10 @@ func (r result) want(t testing.TB, status int, msg, cause string) line {
 		!like(l.values["error"], cause) {
 		t.Errorf("%q: exit status %d, want %d, %s, %q: %s %s", r.args, r.status, status, msg, cause,
 			l.text, tail(r.stderr))
+	}
+	severalFailed := l.values["connections"] != "" && l.values["failed"] != "0"
+	if (len(r.of("cause")) > 0) != severalFailed {
+		t.Errorf("%q: the causes' lines are %v, of %s", r.args, r.of("cause"), l.text)
 	}
 	return l
 }
